@@ -1,0 +1,118 @@
+"""Every refusal Stoa makes, as a typed error.
+
+Each class carries what HTTP needs (status, OpenAI error `type` and `code`), so the server maps errors
+to bodies in one place and nobody below it knows about HTTP.
+"""
+
+from __future__ import annotations
+
+
+class StoaError(Exception):
+    """Base of all errors that Stoa raises on purpose.
+
+    `message` says what is wrong, where, and what would be accepted; `param` names the offending field.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(StoaError):
+    """A field of a request is missing, malformed or out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and requested completion do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(StoaError):
+    """No base model or adapter of that name is visible to the caller."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class RequestTooLarge(StoaError):
+    """The request body exceeds the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class QueueFull(StoaError):
+    """The service holds as many requests as it may; try again after `retry_after_s` seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailable(StoaError):
+    """The engine stopped while the request was running, or is not up."""
+
+    status = 503
+    type = "server_error"
+    code = "engine_unavailable"
+
+
+class UnsupportedModel(StoaError):
+    """A base model folder asks for something the engine does not implement; the message names it."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "unsupported_model"
+
+
+class InvalidModel(UnsupportedModel):
+    """A base model folder is damaged or incomplete."""
+
+    code = "invalid_model"
+
+
+class InvalidAdapter(StoaError):
+    """An adapter folder is damaged, unsupported, or does not fit the base model; the message names why."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_adapter"
+
+
+class AdapterExists(InvalidAdapter):
+    """An adapter of that name is registered already."""
+
+    code = "adapter_exists"
+
+
+class OutOfMemory(StoaError):
+    """The memory pool can never hold what was asked for; the message names the setting to change."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "out_of_memory"
+
+
+class ConfigError(StoaError):
+    """A setting is unknown or malformed; the message names it, its source, and what is accepted."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_configuration"

@@ -1,7 +1,7 @@
 """Messages between a gateway and an engine process: msgpack frames, 4-byte little-endian length first.
 
 Gateway → engine: `GenerationRequest`, `Cancel`, `Warm`, `Forget`, `GetStats`, `Drain`.
-Engine → gateway: `Hello` once, then `Events` after each step that has news, `Stats` on request.
+Engine → gateway: `Hello` once, then `Events` after each step that has news, `EngineStats` on request.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import msgspec
 
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
+from stoa.engine.stats import EngineStats
 
 MAX_FRAME_BYTES = 256 << 20
 _LENGTH = struct.Struct("<I")
@@ -52,30 +53,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
     events: list[TokenEvent]
-
-
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
-    """A snapshot for /metrics; totals count since the engine process started."""
-
-    running: int = 0
-    waiting: int = 0
-    waiting_for_adapter: int = 0
-    kv_usage: float = 0.0  # share of pool pages held by sequences, 0 … 1
-    pool_pages: int = 0
-    page_bytes: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    steps: int = 0
-    step_seconds: float = 0.0
-    adapters_resident: int = 0
-    adapters_host: int = 0
-    adapter_loads: int = 0
-    adapter_evictions: int = 0
-    running_adapters: list[str] = []
-    waiting_adapters: list[str] = []
 
 
 ToEngine = GenerationRequest | Cancel | Warm | Forget | GetStats | Drain

@@ -1,0 +1,30 @@
+"""How an engine is set up. One engine is one process with one base model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Dtype = Literal["auto", "bf16", "fp32"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Travels as JSON from the gateway to the engine process it starts.
+
+    Sizes in bytes; 0 means "choose from the machine's memory".
+    """
+
+    model: str  # folder (hub ids are resolved to a folder before)
+    dtype: Dtype = "auto"  # auto: bf16
+    device: Literal["cpu"] = "cpu"
+    threads: int = 0  # 0: all cores
+    max_model_len: int = 0  # tokens per sequence; 0: the model's own limit
+    max_num_seqs: int = 64  # sequences in one step
+    max_batch_tokens: int = 512  # rows in one step: the prefill chunk
+    block_size: int = 16  # tokens in a KV block
+    pool_bytes: int = 0  # KV blocks and resident adapters together
+    host_adapter_bytes: int = 0  # adapters kept in host memory behind the pool
+    max_lora_rank: int = 512
+    prefix_caching: bool = True
+    isa: str | None = None  # force a lower instruction set path

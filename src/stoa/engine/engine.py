@@ -1,0 +1,358 @@
+"""The engine: requests in, token events out, one `step` at a time.
+
+A step is: schedule → build the batch → forward → sample → advance. It is driven from one thread; only
+`wakeup` is touched by others.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from stoa.engine.adapters.peft import load_pairs, read_adapter
+from stoa.engine.batch import Batch, build_batch
+from stoa.engine.config import EngineConfig
+from stoa.engine.grammar import GrammarCompiler
+from stoa.engine.kernels import describe, load_kernels
+from stoa.engine.memory.adapter_cache import AdapterCache, Pairs
+from stoa.engine.memory.blocks import BlockTable
+from stoa.engine.memory.pool import PagePool
+from stoa.engine.model.config import ModelConfig, read_model_config
+from stoa.engine.model.decoder import Decoder
+from stoa.engine.request import AdapterRef, FinishReason, GenerationRequest, TokenEvent, TokenLogprob
+from stoa.engine.sampling import check_params, sample
+from stoa.engine.scheduler import Scheduler
+from stoa.engine.sequence import Sequence
+from stoa.engine.stats import EngineStats
+from stoa.engine.text import TextStream
+from stoa.engine.tokenizer import Tokenizer
+from stoa.errors import ConfigError, ContextLengthExceeded, InvalidRequest, OutOfMemory, StoaError
+
+_DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_GIB = 1 << 30
+MAX_CHOICES = 128
+
+
+class Engine:
+    """One base model, many adapters. Not thread-safe: call everything from one thread."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        folder = Path(config.model)
+        self.config = config
+        self.model: ModelConfig = read_model_config(folder)
+        self.tokenizer = Tokenizer(folder) if (folder / "tokenizer.json").exists() else None
+        self.kernels = load_kernels(_DTYPES[config.dtype], threads=config.threads or None, isa=config.isa)
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        self.wakeup = threading.Event()
+        self.max_model_len = self._context_limit()
+        self.decoder = Decoder(self.model, self.kernels, folder, self.max_model_len)
+        self.layout = self.kernels.kv_layout(
+            self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, config.block_size
+        )
+        self.pool = self._reserve_pool()
+        self.blocks = BlockTable(self.pool)
+        self.adapters = AdapterCache(
+            self.pool,
+            self.kernels,
+            self.decoder.linears,
+            self.decoder.module_keys(),
+            self._read_adapter,
+            host_bytes=config.host_adapter_bytes or _available_bytes() // 8,
+            wakeup=self.wakeup,
+        )
+        self.scheduler = Scheduler(
+            self.blocks,
+            self.adapters,
+            max_num_seqs=config.max_num_seqs,
+            max_batch_tokens=config.max_batch_tokens,
+            prefix_caching=config.prefix_caching,
+        )
+        self.grammars = GrammarCompiler(self.tokenizer, self.model.vocab_size) if self.tokenizer else None
+        ends = {*self.model.eos_token_ids, *(self.tokenizer.eos_token_ids if self.tokenizer else ())}
+        self.end_tokens = frozenset(ends)
+        self._live: dict[str, list[Sequence]] = {}
+        self._arrivals = 0
+        self._totals = _Totals()
+        self.idle = True
+
+    @property
+    def kernels_name(self) -> str:
+        return self.kernels.name
+
+    @property
+    def notice(self) -> str:
+        """What a person should know about how this engine runs, or ""."""
+        return str(describe().get("reason") or "")
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._live)
+
+    # -- requests
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Queues the request. Raises StoaError, leaving nothing behind, if it can never run."""
+        self._check(request)
+        seed = request.params.seed
+        seed = secrets.randbits(63) if seed is None else seed
+        self._arrivals += 1
+        seqs: list[Sequence] = []
+        for index in range(request.n):
+            seqs.append(self._sequence(request, index, seed, seqs[0] if seqs else None))
+        self._live[request.id] = seqs
+        for seq in seqs:
+            self.scheduler.add(seq)
+        self.idle = False
+
+    def cancel(self, request_id: str) -> None:
+        """Frees all choices of the request; no event follows. Unknown ids are ignored."""
+        for seq in self._live.pop(request_id, ()):
+            if not seq.done:
+                seq.done = True
+                self.scheduler.remove(seq)
+
+    def warm(self, ref: AdapterRef) -> None:
+        """Starts reading the adapter into host memory."""
+        self.adapters.prefetch(ref)
+
+    def forget(self, adapter_id: str) -> None:
+        self.adapters.forget(adapter_id)
+
+    # -- the step
+
+    def step(self) -> list[TokenEvent]:
+        """Runs one step; returns its news. `idle` says afterwards whether there was nothing to do."""
+        started = time.perf_counter()
+        plan = self.scheduler.schedule()
+        events = [self._fail(seq, error) for seq, error in plan.failed]
+        self.idle = not plan.counts
+        if plan.counts:
+            batch = build_batch(plan.counts, self.kernels, self.adapters.packed)
+            events += self._run(batch)
+            self._totals.steps += 1
+            self._totals.step_seconds += time.perf_counter() - started
+        return events
+
+    def _run(self, batch: Batch) -> list[TokenEvent]:
+        hidden = self.decoder.forward(
+            batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout
+        )
+        events = []
+        for i, (seq, count) in enumerate(zip(batch.seqs, batch.counts, strict=True)):
+            self.scheduler.computed(seq, count)
+            if seq.request.pooling is not None:
+                events += self._pool(seq, hidden[batch.starts[i] : batch.starts[i + 1]])
+        if not batch.sampled:
+            return events
+        for seq in batch.sampled:
+            if not seq.num_output:
+                self._totals.prompt_tokens += seq.num_prompt
+                self._fork_choices(seq)
+        logits = self.decoder.logits(hidden.index_select(0, batch.sample_rows), batch.sample_lora)
+        tokens, logprobs = sample(self.kernels, logits, batch.sampled, sorted(self.end_tokens))
+        self._totals.generation_tokens += len(tokens)
+        for seq, token, logprob in zip(batch.sampled, tokens, logprobs, strict=True):
+            events.append(self._advance(seq, token, logprob))
+        return events
+
+    def _fork_choices(self, parent: Sequence) -> None:
+        for child in self._live[parent.request.id]:
+            if child.parent is parent:
+                self.scheduler.fork(parent, child)
+
+    def _advance(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> TokenEvent:
+        """Appends the token and finds out whether the sequence ends with it."""
+        seq.tokens.append(token)
+        text, reason, stop = self._consume(seq, token)
+        if reason is None and (
+            seq.num_output >= seq.params.max_tokens or len(seq.tokens) >= self.max_model_len
+        ):
+            reason = "length"
+        if reason is not None and seq.text is not None and not isinstance(stop, str):
+            text += seq.text.finish()
+        event = TokenEvent(
+            request_id=seq.request.id,
+            index=seq.index,
+            token_ids=[token],
+            text=text,
+            logprobs=[logprob] if logprob else None,
+            finish_reason=reason,
+            stop_reason=stop,
+            prompt_tokens=seq.num_prompt if reason else 0,
+            cached_tokens=seq.num_cached if reason else 0,
+            completion_tokens=seq.num_output if reason else 0,
+        )
+        if reason is not None:
+            self._finish(seq)
+        return event
+
+    def _consume(self, seq: Sequence, token: int) -> tuple[str, FinishReason | None, int | str | None]:
+        """Text released by the token, and why the sequence stops at it, if it does."""
+        p = seq.params
+        if token in p.stop_token_ids or (token in self.end_tokens and not p.ignore_eos):
+            return "", "stop", token if token in p.stop_token_ids else None
+        if seq.grammar is not None:
+            seq.grammar.accept(token)
+        text, stop = seq.text.push(token) if seq.text is not None else ("", None)
+        if stop is not None and seq.num_output >= p.min_tokens:
+            return text, "stop", stop
+        if seq.grammar is not None and seq.grammar.finished:
+            return text, "stop", None
+        return text, None, None
+
+    def _pool(self, seq: Sequence, hidden: torch.Tensor) -> list[TokenEvent]:
+        total = hidden.float().sum(0).numpy()
+        seq.pooled = total if seq.pooled is None else seq.pooled + total
+        if seq.todo:
+            return []
+        mean = seq.pooled / seq.num_prompt
+        self._totals.prompt_tokens += seq.num_prompt
+        self._finish(seq)
+        return [
+            TokenEvent(
+                request_id=seq.request.id,
+                finish_reason="stop",
+                prompt_tokens=seq.num_prompt,
+                embedding=mean.tolist(),
+            )
+        ]
+
+    # -- ends
+
+    def _finish(self, seq: Sequence) -> None:
+        seq.done = True
+        self.scheduler.remove(seq)
+        if all(s.done for s in self._live[seq.request.id]):
+            del self._live[seq.request.id]
+
+    def _fail(self, seq: Sequence, error: StoaError) -> TokenEvent:
+        """The scheduler dropped `seq`; its siblings cannot run either."""
+        seq.done = True
+        self.cancel(seq.request.id)
+        return TokenEvent(
+            request_id=seq.request.id,
+            index=seq.index,
+            finish_reason="error",
+            error=error.message,
+            error_code=error.code or error.type,
+            prompt_tokens=seq.num_prompt,
+        )
+
+    def stats(self) -> EngineStats:
+        s, totals = self.scheduler, self._totals
+        waiting = [q for q in s.waiting if q.request.adapter and not q.pinned]
+        return EngineStats(
+            running=len(s.running),
+            waiting=len(s.waiting),
+            waiting_for_adapter=len(waiting),
+            kv_usage=self.blocks.num_held / self.pool.num_pages,
+            pool_pages=self.pool.num_pages,
+            page_bytes=self.pool.page_bytes,
+            prefix_query_tokens=s.prefix_query_tokens,
+            prefix_hit_tokens=s.prefix_hit_tokens,
+            preemptions=s.preemptions,
+            prompt_tokens=totals.prompt_tokens,
+            generation_tokens=totals.generation_tokens,
+            steps=totals.steps,
+            step_seconds=totals.step_seconds,
+            adapters_resident=self.adapters.num_resident,
+            adapters_host=self.adapters.num_host,
+            adapter_loads=self.adapters.loads,
+            adapter_evictions=self.adapters.evictions,
+            running_adapters=sorted({q.adapter_id for q in s.running if q.adapter_id}),
+            waiting_adapters=sorted({q.adapter_id for q in s.waiting if q.adapter_id}),
+        )
+
+    def close(self) -> None:
+        self.adapters.close()
+
+    # -- set-up and checks
+
+    def _check(self, request: GenerationRequest) -> None:
+        check_params(request.params, self.model.vocab_size)
+        prompt, limit = len(request.prompt_token_ids), self.max_model_len
+        if request.id in self._live:
+            raise InvalidRequest(f"request id {request.id!r} is in use", param="id")
+        if not prompt:
+            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
+        if not 1 <= request.n <= MAX_CHOICES:
+            raise InvalidRequest(f"n is {request.n}; accepted: 1 to {MAX_CHOICES}", param="n")
+        bad = next((t for t in request.prompt_token_ids if not 0 <= t < self.model.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(
+                f"token id {bad} is outside the vocabulary of {self.model.vocab_size}", param="prompt"
+            )
+        room = limit if request.pooling else limit - 1
+        if prompt > room:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens, the prompt has {prompt}", param="prompt"
+            )
+        if self.tokenizer is None and (request.params.stop or request.params.grammar):
+            raise InvalidRequest("stop strings and grammars need a tokenizer.json in the model folder", param="stop")
+
+    def _sequence(
+        self, request: GenerationRequest, index: int, seed: int, parent: Sequence | None
+    ) -> Sequence:
+        p = request.params
+        text = grammar = None
+        if self.tokenizer is not None and request.pooling is None:
+            text = TextStream(self.tokenizer, p.stop, p.include_stop, p.skip_special_tokens)
+            if p.grammar is not None and self.grammars is not None:
+                grammar = self.grammars.compile(p.grammar)
+        return Sequence(
+            request,
+            index,
+            self._arrivals,
+            seed + index,
+            block_size=self.config.block_size,
+            text=text,
+            grammar=grammar,
+            parent=parent,
+        )
+
+    def _read_adapter(self, path: Path) -> Pairs:
+        return load_pairs(read_adapter(path, self.model, max_rank=self.config.max_lora_rank))
+
+    def _context_limit(self) -> int:
+        asked, own = self.config.max_model_len, self.model.max_position
+        if asked > own:
+            raise ConfigError(f"max_model_len is {asked}; the model's own limit is {own}", param="max_model_len")
+        return asked or own
+
+    def _reserve_pool(self) -> PagePool:
+        page = self.layout.page_bytes
+        longest = -(-self.max_model_len // self.config.block_size)
+        most = longest * self.config.max_num_seqs + 4 * _GIB // page  # all the KV that can be used, and adapters
+        pages = (self.config.pool_bytes or min(_available_bytes() // 3, most * page)) // page
+        if pages < longest:
+            if self.config.max_model_len:
+                raise OutOfMemory(
+                    f"one sequence of max_model_len {self.max_model_len} needs {longest * page} bytes, the pool has "
+                    f"{pages * page}; raise pool_gib or lower max_model_len",
+                    param="pool_gib",
+                )
+            self.max_model_len = max(pages, 1) * self.config.block_size
+        return PagePool(pages, page)
+
+
+class _Totals:
+    """Counters since start."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.steps = 0
+        self.step_seconds = 0.0
+
+
+def _available_bytes() -> int:
+    """Memory that can be taken without swapping (Linux MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 4 * _GIB

@@ -1,0 +1,227 @@
+"""Adapters on their way from disk to where kernels read them.
+
+    disk ──loader thread──▶ host memory (LRU by bytes) ──loader thread──▶ run of pool pages (pinned or idle)
+
+The engine thread only decides; reading and laying out happen on the loader threads, so a cold adapter
+delays nobody but its own requests. An adapter is known by the hash of its content.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from stoa.engine.kernels.interface import Kernels, Linear, LoraPair, PackedAdapter
+from stoa.engine.memory.pool import PagePool
+from stoa.engine.request import AdapterRef
+from stoa.errors import OutOfMemory, StoaError
+
+Pairs = dict[tuple[int, str], LoraPair]
+ModuleKeys = list[list[tuple[int, str]]]
+
+
+@dataclass
+class HostAdapter:
+    """An adapter read and checked, ready to be laid out. `pairs` is nested as the model's linears."""
+
+    pairs: list[list[LoraPair | None]]
+    host_bytes: int
+    pool_bytes: int
+
+
+@dataclass
+class Resident:
+    """An adapter in the pool. Evictable once laid out and with no pins."""
+
+    first_page: int
+    num_pages: int
+    pins: int = 0
+    last_use: int = 0
+    packed: PackedAdapter | None = None
+    laying_out: Future[PackedAdapter] | None = None
+    forgotten: bool = False
+
+
+class AdapterCache:
+    """All methods are for the engine thread, except that `wakeup` is set by loader threads."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        kernels: Kernels,
+        linears: list[Linear],
+        keys: ModuleKeys,
+        read: Callable[[Path], Pairs],
+        *,
+        host_bytes: int,
+        wakeup: threading.Event,
+        loaders: int = 1,
+    ) -> None:
+        self.pool = pool
+        self.kernels = kernels
+        self.linears = linears
+        self.keys = keys
+        self.read = read
+        self.host_bytes = host_bytes
+        self.wakeup = wakeup
+        self.loads = 0
+        self.evictions = 0
+        self._threads = ThreadPoolExecutor(loaders, thread_name_prefix="adapter-loader")
+        self._reading: dict[str, Future[HostAdapter]] = {}
+        self._host: OrderedDict[str, HostAdapter] = OrderedDict()
+        self._resident: dict[str, Resident] = {}
+
+    @property
+    def num_resident(self) -> int:
+        return len(self._resident)
+
+    @property
+    def num_host(self) -> int:
+        return len(self._host)
+
+    @property
+    def pages_held(self) -> int:
+        return sum(r.num_pages for r in self._resident.values())
+
+    def resident_ids(self) -> list[str]:
+        return list(self._resident)
+
+    def prefetch(self, ref: AdapterRef) -> None:
+        """Starts reading the adapter into host memory unless it is on its way or there."""
+        known = self._resident.get(ref.id)
+        if ref.id in self._host or ref.id in self._reading or (known and not known.forgotten):
+            return
+        future = self._threads.submit(self._read, Path(ref.path))
+        self._reading[ref.id] = future
+        future.add_done_callback(lambda _: self.wakeup.set())
+
+    def pin(self, ref: AdapterRef, clock: int) -> bool:
+        """Reserves pool pages for the adapter and keeps it there until `unpin`.
+
+        False: not yet possible (still being read, or no room: see `pages_wanted`). Raises the StoaError
+        of a failed read. After True, wait for `packed` before use.
+        """
+        resident = self._resident.get(ref.id)
+        if resident is None:
+            host = self._take_host(ref)
+            if host is None:
+                return False
+            resident = self._place(ref.id, host)
+            if resident is None:
+                return False
+        resident.pins += 1
+        resident.last_use = clock
+        return True
+
+    def pages_wanted(self, ref: AdapterRef) -> int:
+        """Pool pages that `pin` would need now: 0 when resident or not read yet."""
+        host = self._host.get(ref.id)
+        if ref.id in self._resident or host is None:
+            return 0
+        return self._pages(host)
+
+    def packed(self, adapter_id: str) -> PackedAdapter | None:
+        """The pinned adapter, or None while it is still being laid out."""
+        resident = self._resident[adapter_id]
+        if resident.packed is None and resident.laying_out is not None and resident.laying_out.done():
+            resident.packed = resident.laying_out.result()
+            resident.laying_out = None
+        return resident.packed
+
+    def unpin(self, adapter_id: str, clock: int) -> None:
+        resident = self._resident[adapter_id]
+        assert resident.pins > 0, "adapter unpinned twice"
+        resident.pins -= 1
+        resident.last_use = clock
+        if resident.forgotten and not resident.pins:
+            self._drop(adapter_id)
+
+    def oldest_idle(self) -> tuple[int, str] | None:
+        """(last use, id) of the longest unused adapter that may be evicted."""
+        idle = [(r.last_use, i) for i, r in self._resident.items() if not r.pins and self.packed(i) is not None]
+        return min(idle, default=None)
+
+    def idle_pages(self) -> int:
+        """Pool pages that evicting every idle adapter would free."""
+        return sum(r.num_pages for i, r in self._resident.items() if not r.pins and self.packed(i) is not None)
+
+    def evict(self, adapter_id: str) -> None:
+        self.evictions += 1
+        self._drop(adapter_id)
+
+    def forget(self, adapter_id: str) -> None:
+        """Drops the adapter from memory; from the pool once nothing uses it."""
+        self._host.pop(adapter_id, None)
+        resident = self._resident.get(adapter_id)
+        if resident is None:
+            return
+        resident.forgotten = True
+        if not resident.pins and self.packed(adapter_id) is not None:
+            self._drop(adapter_id)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _take_host(self, ref: AdapterRef) -> HostAdapter | None:
+        reading = self._reading.get(ref.id)
+        if reading is not None:
+            if not reading.done():
+                return None
+            del self._reading[ref.id]
+            self.loads += 1
+            self._host[ref.id] = reading.result()
+            self._trim_host(keep=ref.id)
+        host = self._host.get(ref.id)
+        if host is None:
+            self.prefetch(ref)
+            return None
+        self._host.move_to_end(ref.id)
+        return host
+
+    def _trim_host(self, keep: str) -> None:
+        total = sum(h.host_bytes for h in self._host.values())
+        for adapter_id in list(self._host):
+            if total <= self.host_bytes:
+                return
+            if adapter_id != keep:
+                total -= self._host.pop(adapter_id).host_bytes
+
+    def _pages(self, host: HostAdapter) -> int:
+        return -(-host.pool_bytes // self.pool.page_bytes)
+
+    def _place(self, adapter_id: str, host: HostAdapter) -> Resident | None:
+        pages = self._pages(host)
+        if pages > self.pool.num_pages:
+            raise OutOfMemory(
+                f"the adapter needs {host.pool_bytes} bytes, the pool holds "
+                f"{self.pool.num_pages * self.pool.page_bytes}; raise pool_gib"
+            )
+        first = self.pool.take_run(pages)
+        if first is None:
+            return None
+        dst = self.pool.run_bytes(first, host.pool_bytes)
+        future = self._threads.submit(self.kernels.pack_adapter, self.linears, host.pairs, dst)
+        future.add_done_callback(lambda _: self.wakeup.set())
+        resident = Resident(first, pages, laying_out=future)
+        self._resident[adapter_id] = resident
+        return resident
+
+    def _drop(self, adapter_id: str) -> None:
+        resident = self._resident.pop(adapter_id)
+        self.pool.give_back(resident.first_page, resident.num_pages)
+
+    def _read(self, path: Path) -> HostAdapter:
+        try:
+            pairs = self.read(path)
+        except StoaError:
+            raise
+        except OSError as error:
+            raise StoaError(f"adapter folder cannot be read: {error}", code="invalid_adapter") from error
+        nested = [[pairs.get(key) for key in group] for group in self.keys]
+        ranks = [[p.a.shape[0] if p else 0 for p in group] for group in nested]
+        size = sum(p.a.nbytes + p.b.nbytes for p in pairs.values())
+        return HostAdapter(nested, size, self.kernels.adapter_nbytes(self.linears, ranks))

@@ -1,0 +1,145 @@
+"""The decoder of the Llama family: which kernels run in which order on which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, Linear
+from stoa.engine.model.config import ModelConfig
+from stoa.engine.model.rope import rope_table
+from stoa.engine.model.weights import Checkpoint
+
+# Linear layers that read the same input run as one; an adapter is laid out in this order.
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+LM_HEAD_LAYER = -1
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    input_norm: Tensor  # [H] fp32
+    post_norm: Tensor  # [H] fp32
+    q_norm: Tensor | None  # [D] fp32
+    k_norm: Tensor | None
+    groups: tuple[Linear, ...]  # as GROUPS
+    window: int
+
+
+class Decoder:
+    """Weights packed for `kernels`; `forward` runs one step's rows through all layers."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, folder: Path, max_positions: int) -> None:
+        self.config = config
+        self.kernels = kernels
+        with Checkpoint(folder) as checkpoint:
+            loader = _Loader(config, kernels, checkpoint)
+            self.layers = [loader.layer(i) for i in range(config.num_layers)]
+            self.embedding, self.lm_head = loader.ends()
+            self.final_norm = loader.vector("model.norm.weight", config.hidden_size)
+        self.rope = rope_table(config.rope, config.head_dim, max_positions)
+        self.linears: list[Linear] = [g for layer in self.layers for g in layer.groups] + [self.lm_head]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed linear weights that one decode step must read."""
+        return sum(linear.nbytes for linear in self.linears)
+
+    def module_keys(self) -> list[list[tuple[int, str]]]:
+        """(layer, module) of each part of each of `linears`: where an adapter's pairs go."""
+        keys = [[(i, m) for m in group] for i in range(self.config.num_layers) for group in GROUPS]
+        return [*keys, [(LM_HEAD_LAYER, "lm_head")]]
+
+    def forward(
+        self, token_ids: Tensor, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout
+    ) -> Tensor:
+        """token_ids: [T] int64 -> final-norm hidden states [T, H] in the compute dtype.
+
+        Appends the rows' keys and values to `kv`.
+        """
+        c, k = self.config, self.kernels
+        T, dtype = token_ids.shape[0], k.dtype
+        residual = self.embedding.index_select(0, token_ids).float()
+        x = torch.empty(T, c.hidden_size, dtype=dtype)
+        qkv = torch.empty(T, c.q_size + 2 * c.kv_size, dtype=dtype)
+        q = torch.empty(T, c.q_size, dtype=dtype)
+        attended = torch.empty(T, c.q_size, dtype=dtype)
+        gate_up = torch.empty(T, 2 * c.intermediate_size, dtype=dtype)
+        gated = torch.empty(T, c.intermediate_size, dtype=dtype)
+        scale = c.head_dim**-0.5
+        for i, layer in enumerate(self.layers):
+            w_qkv, w_o, w_gate_up, w_down = layer.groups
+            at = i * len(GROUPS)
+            k.rms_norm(residual, layer.input_norm, c.rms_eps, x)
+            k.linear(x, w_qkv, qkv, lora=lora, index=at)
+            k.rope_append(qkv, q, self.rope, kv, layout, i, rows,
+                          q_norm=layer.q_norm, k_norm=layer.k_norm, eps=c.rms_eps)  # fmt: skip
+            k.attention(q, attended, kv, layout, i, rows, scale=scale, window=layer.window)
+            k.linear(attended, w_o, residual, lora=lora, index=at + 1, accumulate=True)
+            k.rms_norm(residual, layer.post_norm, c.rms_eps, x)
+            k.linear(x, w_gate_up, gate_up, lora=lora, index=at + 2)
+            k.silu_mul(gate_up, gated)
+            k.linear(gated, w_down, residual, lora=lora, index=at + 3, accumulate=True)
+        k.rms_norm(residual, self.final_norm, c.rms_eps, x)
+        return x
+
+    def logits(self, hidden: Tensor, lora: Any) -> Tensor:
+        """hidden: [n, H] -> [n, V] fp32; `lora` covers these n rows."""
+        out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
+        self.kernels.linear(hidden, self.lm_head, out, lora=lora, index=len(self.linears) - 1)
+        return out
+
+
+class _Loader:
+    def __init__(self, config: ModelConfig, kernels: Kernels, checkpoint: Checkpoint) -> None:
+        self.config = config
+        self.kernels = kernels
+        self.checkpoint = checkpoint
+        self.shapes = config.linear_shapes()
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return self.checkpoint.get(name, (size,)).float().contiguous()
+
+    def layer(self, i: int) -> Layer:
+        c, prefix = self.config, f"model.layers.{i}."
+        norms = [
+            self.vector(f"{prefix}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
+            for name in ("q_norm", "k_norm")
+        ]
+        return Layer(
+            input_norm=self.vector(prefix + "input_layernorm.weight", c.hidden_size),
+            post_norm=self.vector(prefix + "post_attention_layernorm.weight", c.hidden_size),
+            q_norm=norms[0],
+            k_norm=norms[1],
+            groups=tuple(self._group(prefix, modules) for modules in GROUPS),
+            window=c.windows[i],
+        )
+
+    def ends(self) -> tuple[Tensor, Linear]:
+        """The embedding table in the compute dtype, and the packed output head."""
+        shape = self.shapes["lm_head"]
+        embedding = self.checkpoint.get("model.embed_tokens.weight", shape)
+        head = embedding if self.config.tied_embeddings else self.checkpoint.get("lm_head.weight", shape)
+        # clone: the mapped file must be free to vanish once loading is done
+        return embedding.to(self.kernels.dtype, copy=True), self.kernels.pack_linear([head], [None])
+
+    def _group(self, prefix: str, modules: tuple[str, ...]) -> Linear:
+        names = [prefix + ("self_attn." if m in _ATTENTION else "mlp.") + m for m in modules]
+        weights = [
+            self.checkpoint.get(f"{name}.weight", self.shapes[m]) for name, m in zip(names, modules, strict=True)
+        ]
+        return self.kernels.pack_linear(weights, [self._bias(n, m) for n, m in zip(names, modules, strict=True)])
+
+    def _bias(self, name: str, module: str) -> Tensor | None:
+        c = self.config
+        wanted = c.o_bias if module == "o_proj" else c.qkv_bias if module in _ATTENTION else c.mlp_bias
+        return self.vector(f"{name}.bias", self.shapes[module][0]) if wanted else None

@@ -1,0 +1,103 @@
+"""One choice of one request on its way through the engine.
+
+    tokens:  [ prompt ───────────── | output ────────── ]
+             [ computed ────────────────────── | todo   ]     keys and values of `computed` lie in `pages`
+
+There is no prefill phase and no decode phase: each step computes some of `todo`, and a sequence whose
+`todo` reaches zero gets its next token.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoa.engine.memory.blocks import chain_next, chain_salt
+from stoa.engine.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from stoa.engine.grammar import GrammarState
+    from stoa.engine.text import TextStream
+
+_CLASS_RANK = {"interactive": 0, "batch": 1}
+
+
+class Sequence:
+    """State of one choice. Mutated by the scheduler (pages, pins) and the engine (tokens)."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        index: int,
+        arrival: int,
+        seed: int,
+        *,
+        block_size: int,
+        text: TextStream | None,
+        grammar: GrammarState | None,
+        parent: Sequence | None = None,
+    ) -> None:
+        self.request = request
+        self.params = request.params
+        self.index = index
+        self.priority = (_CLASS_RANK[request.service_class], arrival, index)
+        self.seed = seed
+        self.block_size = block_size
+        self.text = text
+        self.grammar = grammar
+        self.parent = parent  # set while the prompt is being computed by another choice of the request
+
+        self.tokens: list[int] = list(request.prompt_token_ids)
+        self.num_prompt = len(self.tokens)
+        self.num_computed = 0
+        self.num_cached = 0  # prompt tokens found in the prefix cache at first admission
+        self.pages: list[int] = []
+        self.page_ids: NDArray[np.int32] = np.zeros(8, dtype=np.int32)  # `pages` as kernels want them
+        self.num_published = 0  # leading pages offered to the prefix cache
+        self.pinned = False  # holds a pin on its adapter
+        self.done = False
+        self.arrived_s = time.monotonic()
+        self.pooled: NDArray[np.float32] | None = None  # running sum of hidden states, when embedding
+        salt = chain_salt(request.project, request.adapter.id if request.adapter else None)
+        self._chain: list[bytes] = [salt]
+
+    @property
+    def adapter_id(self) -> str | None:
+        return self.request.adapter.id if self.request.adapter else None
+
+    @property
+    def todo(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    def pages_for(self, num_tokens: int) -> int:
+        return math.ceil(num_tokens / self.block_size)
+
+    def add_page(self, page: int) -> None:
+        n = len(self.pages)
+        if n == len(self.page_ids):
+            self.page_ids = np.concatenate((self.page_ids, np.zeros(n, dtype=np.int32)))
+        self.page_ids[n] = page
+        self.pages.append(page)
+
+    def drop_pages(self) -> list[int]:
+        """Forgets what was computed and returns the pages to release."""
+        pages, self.pages = self.pages, []
+        self.num_computed = 0
+        self.num_published = 0
+        return pages
+
+    def block_hashes(self, count: int) -> list[bytes]:
+        """Hash chain of the first `count` full blocks."""
+        bs = self.block_size
+        while len(self._chain) <= count:
+            i = len(self._chain) - 1
+            self._chain.append(chain_next(self._chain[-1], self.tokens[i * bs : (i + 1) * bs]))
+        return self._chain[1 : count + 1]

@@ -139,9 +139,7 @@ class Engine:
         return events
 
     def _run(self, batch: Batch) -> list[TokenEvent]:
-        hidden = self.decoder.forward(
-            batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout
-        )
+        hidden = self.decoder.forward(batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout)
         events = []
         for i, (seq, count) in enumerate(zip(batch.seqs, batch.counts, strict=True)):
             self.scheduler.computed(seq, count)
@@ -290,10 +288,13 @@ class Engine:
         room = limit if request.pooling else limit - 1
         if prompt > room:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {limit} tokens, the prompt has {prompt}", param="prompt"
+                f"This model's maximum context length is {limit} tokens, the prompt has {prompt}",
+                param="prompt",
             )
         if self.tokenizer is None and (request.params.stop or request.params.grammar):
-            raise InvalidRequest("stop strings and grammars need a tokenizer.json in the model folder", param="stop")
+            raise InvalidRequest(
+                "stop strings and grammars need a tokenizer.json in the model folder", param="stop"
+            )
 
     def _sequence(
         self, request: GenerationRequest, index: int, seed: int, parent: Sequence | None
@@ -321,13 +322,17 @@ class Engine:
     def _context_limit(self) -> int:
         asked, own = self.config.max_model_len, self.model.max_position
         if asked > own:
-            raise ConfigError(f"max_model_len is {asked}; the model's own limit is {own}", param="max_model_len")
+            raise ConfigError(
+                f"max_model_len is {asked}; the model's own limit is {own}", param="max_model_len"
+            )
         return asked or own
 
     def _reserve_pool(self) -> PagePool:
         page = self.layout.page_bytes
         longest = -(-self.max_model_len // self.config.block_size)
-        most = longest * self.config.max_num_seqs + 4 * _GIB // page  # all the KV that can be used, and adapters
+        most = (
+            longest * self.config.max_num_seqs + 4 * _GIB // page
+        )  # all the KV that can be used, and adapters
         pages = (self.config.pool_bytes or min(_available_bytes() // 3, most * page)) // page
         if pages < longest:
             if self.config.max_model_len:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from stoa.engine.memory.adapter_cache import AdapterCache
 from stoa.engine.memory.blocks import BlockTable
 from stoa.engine.sequence import Sequence
-from stoa.errors import StoaError
+from stoa.errors import OutOfMemory, StoaError
 
 
 @dataclass
@@ -111,20 +111,18 @@ class Scheduler:
                 continue
             try:
                 ready = self._adapter_ready(seq)
+                count = self._start(seq, budget) if ready else 0
+                if ready is None or (ready and not count):
+                    self._refuse_if_hopeless(seq)
+                    return  # no room: later arrivals must not take what this one waits for
             except StoaError as error:
                 self.remove(seq)
                 plan.failed.append((seq, error))
                 continue
-            if ready is None:
-                return  # no room: later arrivals must not take what this one waits for
-            slots -= seq.pinned or ready
-            if not ready:
-                continue  # still being read: only its own requests wait
-            count = self._start(seq, budget)
-            if not count:
-                return
-            plan.counts[seq] = count
-            budget -= count
+            slots -= seq.pinned or bool(ready)
+            if ready:  # else it is still being read, and only its own requests wait
+                plan.counts[seq] = count
+                budget -= count
 
     def _adapter_ready(self, seq: Sequence) -> bool | None:
         """True: none needed, or pinned and laid out. False: on its way. None: no room for it."""
@@ -137,7 +135,7 @@ class Scheduler:
                 break
             if not self.adapters.pages_wanted(ref):
                 return False
-            if not self._evict_unused():
+            if not self._evict_unused() and not self._release_waiting(below=seq):
                 return None
         return self.adapters.packed(ref.id) is not None
 
@@ -146,10 +144,13 @@ class Scheduler:
         if not seq.pages:
             self._hold_prefix(seq)
         count = min(seq.todo, budget)
-        available = self.blocks.pool.num_free + self.blocks.num_cached + self.adapters.idle_pages()
-        if seq.pages_for(len(seq.tokens) + 1) - len(seq.pages) > available or not self._take(seq, count):
-            self.blocks.release(seq.drop_pages(), self.clock)
-            return 0
+        missing = seq.pages_for(len(seq.tokens) + 1) - len(seq.pages)
+        while missing > self._available():
+            if not self._release_waiting(below=seq):
+                self.blocks.release(seq.drop_pages(), self.clock)
+                return 0
+        took = self._take(seq, count)
+        assert took, "available pages could not be taken"
         self.waiting.remove(seq)
         bisect.insort(self.running, seq, key=_priority)
         if not seq.num_output:
@@ -161,14 +162,31 @@ class Scheduler:
     def _hold_prefix(self, seq: Sequence) -> None:
         if not self.prefix_caching or seq.request.pooling is not None:
             return
-        hashes = seq.block_hashes((len(seq.tokens) - 1) // seq.block_size)  # the last token is always computed
+        hashes = seq.block_hashes(
+            (len(seq.tokens) - 1) // seq.block_size
+        )  # the last token is always computed
         found = self.blocks.match(hashes)
         for page in self.blocks.hold(hashes[:found]):
             seq.add_page(page)
         seq.num_computed = found * seq.block_size
         seq.num_published = found
 
+    def _refuse_if_hopeless(self, seq: Sequence) -> None:
+        """Raises OutOfMemory if `seq` lacks room although it has the whole pool to itself."""
+        ref, pool = seq.request.adapter, self.blocks.pool
+        own = self.adapters.pages_of(ref.id) if ref is not None and seq.pinned else 0
+        if not self.running and self._available() + own == pool.num_pages:
+            raise OutOfMemory(
+                f"a prompt of {seq.num_prompt} tokens and its adapter do not fit the pool of "
+                f"{pool.num_pages * pool.page_bytes} bytes together; raise pool_gib",
+                param="pool_gib",
+            )
+
     # -- memory
+
+    def _available(self) -> int:
+        """Pages that are free or could be had by evicting what nobody uses."""
+        return self.blocks.pool.num_free + self.blocks.num_cached + self.adapters.idle_pages()
 
     def _take(self, seq: Sequence, count: int) -> bool:
         """Pages for `count` more tokens, evicting only what nobody uses."""
@@ -202,8 +220,11 @@ class Scheduler:
             return False
         return True
 
-    def _release_waiting(self) -> bool:
+    def _release_waiting(self, below: Sequence | None = None) -> bool:
+        """Takes back what the newest waiting sequence holds, if it comes after `below`."""
         for seq in reversed(self.waiting):
+            if seq is below:
+                return False
             if seq.pinned or (seq.pages and seq.parent is None):
                 self._release(seq)
                 return True

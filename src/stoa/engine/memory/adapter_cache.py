@@ -87,8 +87,9 @@ class AdapterCache:
     def pages_held(self) -> int:
         return sum(r.num_pages for r in self._resident.values())
 
-    def resident_ids(self) -> list[str]:
-        return list(self._resident)
+    def packed_bytes(self) -> list[int]:
+        """Pool bytes of each adapter that is laid out."""
+        return [r.packed.nbytes for r in self._resident.values() if r.packed is not None]
 
     def prefetch(self, ref: AdapterRef) -> None:
         """Starts reading the adapter into host memory unless it is on its way or there."""
@@ -142,12 +143,19 @@ class AdapterCache:
 
     def oldest_idle(self) -> tuple[int, str] | None:
         """(last use, id) of the longest unused adapter that may be evicted."""
-        idle = [(r.last_use, i) for i, r in self._resident.items() if not r.pins and self.packed(i) is not None]
+        idle = [
+            (r.last_use, i) for i, r in self._resident.items() if not r.pins and self.packed(i) is not None
+        ]
         return min(idle, default=None)
+
+    def pages_of(self, adapter_id: str) -> int:
+        return self._resident[adapter_id].num_pages
 
     def idle_pages(self) -> int:
         """Pool pages that evicting every idle adapter would free."""
-        return sum(r.num_pages for i, r in self._resident.items() if not r.pins and self.packed(i) is not None)
+        return sum(
+            r.num_pages for i, r in self._resident.items() if not r.pins and self.packed(i) is not None
+        )
 
     def evict(self, adapter_id: str) -> None:
         self.evictions += 1

@@ -27,7 +27,9 @@ def chain_salt(project: str, adapter_id: str | None) -> bytes:
 
 def chain_next(previous: bytes, tokens: Sequence[int]) -> bytes:
     """Hash of a full block given the hash of the block before it (or the salt)."""
-    return hashlib.blake2b(np.asarray(tokens, dtype=np.int32).tobytes(), digest_size=16, key=previous).digest()
+    return hashlib.blake2b(
+        np.asarray(tokens, dtype=np.int32).tobytes(), digest_size=16, key=previous
+    ).digest()
 
 
 class BlockTable:

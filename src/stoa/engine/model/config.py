@@ -115,7 +115,9 @@ def parse_model_config(raw: Mapping[str, Any], *, eos_override: Any = None) -> M
     head_dim = size("head_dim", hidden // heads)
     layers = size("num_hidden_layers")
     if heads % kv_heads:
-        raise InvalidModel(f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
+        raise InvalidModel(
+            f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})"
+        )
     if head_dim % 2:
         raise InvalidModel(f"head_dim ({head_dim}) must be even")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):

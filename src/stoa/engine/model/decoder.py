@@ -135,9 +135,12 @@ class _Loader:
     def _group(self, prefix: str, modules: tuple[str, ...]) -> Linear:
         names = [prefix + ("self_attn." if m in _ATTENTION else "mlp.") + m for m in modules]
         weights = [
-            self.checkpoint.get(f"{name}.weight", self.shapes[m]) for name, m in zip(names, modules, strict=True)
+            self.checkpoint.get(f"{name}.weight", self.shapes[m])
+            for name, m in zip(names, modules, strict=True)
         ]
-        return self.kernels.pack_linear(weights, [self._bias(n, m) for n, m in zip(names, modules, strict=True)])
+        return self.kernels.pack_linear(
+            weights, [self._bias(n, m) for n, m in zip(names, modules, strict=True)]
+        )
 
     def _bias(self, name: str, module: str) -> Tensor | None:
         c = self.config

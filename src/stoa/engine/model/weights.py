@@ -44,7 +44,9 @@ class Checkpoint:
         except SafetensorError as error:
             raise InvalidModel(f"tensor {name!r} in {self._where[name]} cannot be read: {error}") from None
         if tuple(tensor.shape) != shape:
-            raise InvalidModel(f"tensor {name!r} has shape {list(tensor.shape)}, config.json asks for {list(shape)}")
+            raise InvalidModel(
+                f"tensor {name!r} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
+            )
         if tensor.dtype not in _FLOATS:
             raise UnsupportedModel(f"tensor {name!r} is {tensor.dtype}; accepted: bf16, fp16, fp32")
         if not bool(torch.isfinite(tensor).all()):

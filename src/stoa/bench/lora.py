@@ -1,0 +1,199 @@
+"""`stoa bench lora`: what mixing adapters costs.
+
+`batch` requests arrive at once, each with its own random prompt, greedy, all of them to the full output
+length. Modes: "base" (no adapter), "same" (one adapter for all), "distinct" (one each). Adapters are resident
+before the clock starts; a row is the median of `repeats` runs, in turn over all rows so that a slow minute of
+the machine does not fall on one row alone.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stoa.bench.machine import machine_facts
+from stoa.bench.synthetic import SHAPES, write_adapter, write_model
+from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
+from stoa.engine.adapters.peft import read_adapter
+from stoa.engine.kernels import measure_read_bandwidth
+from stoa.errors import ConfigError
+
+MODES = ("base", "same", "distinct")
+
+
+@dataclass(frozen=True)
+class Workload:
+    mode: str
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass
+class Run:
+    """Times of one run, in seconds."""
+
+    wall_s: float = 0.0
+    ttft_s: list[float] = field(default_factory=list)
+    gaps_s: list[float] = field(default_factory=list)  # between tokens of one request
+
+
+def run(
+    model: str,
+    *,
+    cache: Path,
+    batches: Sequence[int] = (1, 8, 32),
+    modes: Sequence[str] = MODES,
+    prompt_tokens: int = 64,
+    output_tokens: int = 64,
+    rank: int = 16,
+    repeats: int = 3,
+    dtype: str = "bf16",
+    isa: str | None = None,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """`model`: a folder, or a shape of `SHAPES` whose random weights are written under `cache` once."""
+    unknown = set(modes) - set(MODES)
+    if unknown:
+        raise ConfigError(f"mode {', '.join(sorted(unknown))} is unknown; accepted: {', '.join(MODES)}")
+    folder = _model_folder(model, cache)
+    refs = _adapters(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
+    engine = Engine(_engine_config(folder, refs, max(batches), prompt_tokens + output_tokens, dtype, isa, threads))
+    bandwidth = measure_read_bandwidth()
+    workloads = [Workload(m, b, prompt_tokens, output_tokens) for m in modes for b in batches]
+    runs: dict[Workload, list[Run]] = {w: [] for w in workloads}
+    rng = np.random.default_rng(0)
+    try:
+        for repeat in range(repeats + 1):
+            for load in workloads:
+                result = _run_once(engine, load, refs, rng)
+                if repeat:  # the first round warms up
+                    runs[load].append(result)
+        rows = [_row(engine, load, runs[load], bandwidth) for load in workloads]
+    finally:
+        engine.close()
+    return {
+        "machine": machine_facts() | {"read_bandwidth_gb_s": round(bandwidth, 2)},
+        "model": {"name": model, "dtype": dtype, "kernels": engine.kernels_name, "rank": rank},
+        "workload": {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "repeats": repeats},
+        "rows": rows,
+    }
+
+
+def _model_folder(model: str, cache: Path) -> Path:
+    if model in SHAPES:
+        folder = cache / "bench" / model
+        write_model(model, folder)
+        return folder
+    folder = Path(model)
+    if not folder.is_dir():
+        raise ConfigError(f"model {model!r} is neither a folder nor one of {', '.join(SHAPES)}")
+    return folder
+
+
+def _adapters(folder: Path, count: int, rank: int, cache: Path) -> list[AdapterRef]:
+    from stoa.engine.model.config import read_model_config
+
+    config = read_model_config(folder)
+    refs = []
+    for i in range(count):
+        path = cache / "bench" / f"{folder.name}-r{rank}" / f"adapter-{i:03d}"
+        write_adapter(folder / "config.json", path, rank=rank, seed=i)
+        refs.append(AdapterRef(id=read_adapter(path, config, max_rank=4096).id, path=str(path)))
+    return refs
+
+
+def _engine_config(
+    folder: Path, refs: list[AdapterRef], batch: int, tokens: int, dtype: str, isa: str | None, threads: int
+) -> EngineConfig:
+    adapter_bytes = 2 * sum(
+        f.stat().st_size for r in refs for f in Path(r.path).glob("*.safetensors")
+    )  # fp32 engines keep them twice as large
+    return EngineConfig(
+        model=str(folder),
+        dtype=dtype,  # type: ignore[arg-type]
+        isa=isa,
+        threads=threads,
+        max_model_len=tokens + 16,
+        max_num_seqs=batch,
+        pool_bytes=(2 << 30) + adapter_bytes,
+        host_adapter_bytes=max(adapter_bytes, 1 << 28),
+        max_lora_rank=4096,
+        prefix_caching=False,
+    )
+
+
+def _run_once(engine: Engine, load: Workload, refs: list[AdapterRef], rng: np.random.Generator) -> Run:
+    chosen = {"base": [None] * load.batch, "same": refs[:1] * load.batch, "distinct": refs[: load.batch]}
+    _make_resident(engine, [r for r in chosen[load.mode] if r is not None])
+    vocab = engine.model.vocab_size
+    params = SamplingParams(max_tokens=load.output_tokens, temperature=0, ignore_eos=True)
+    started = time.perf_counter()
+    for i, ref in enumerate(chosen[load.mode]):
+        prompt = rng.integers(3, vocab, load.prompt_tokens).tolist()
+        engine.add_request(
+            GenerationRequest(id=str(i), prompt_token_ids=prompt, params=params, adapter=ref)
+        )
+    result = Run()
+    last: dict[str, float] = {}
+    while engine.has_requests:
+        events = engine.step()
+        now = time.perf_counter()
+        for event in events:
+            if event.error:
+                raise RuntimeError(event.error)
+            if event.request_id in last:
+                result.gaps_s.append(now - last[event.request_id])
+            else:
+                result.ttft_s.append(now - started)
+            last[event.request_id] = now
+    result.wall_s = time.perf_counter() - started
+    return result
+
+
+def _make_resident(engine: Engine, refs: list[AdapterRef]) -> None:
+    """One token from each adapter, outside the clock."""
+    for ref in set(refs):
+        params = SamplingParams(max_tokens=1, temperature=0)
+        engine.add_request(GenerationRequest(id=ref.id, prompt_token_ids=[1], params=params, adapter=ref))
+    while engine.has_requests:
+        engine.step()
+        if engine.idle:
+            engine.wakeup.wait(0.1)
+            engine.wakeup.clear()
+
+
+def _row(engine: Engine, load: Workload, runs: list[Run], bandwidth_gb_s: float) -> dict[str, Any]:
+    gaps = sorted(g for r in runs for g in r.gaps_s)
+    ttft = [t for r in runs for t in r.ttft_s]
+    itl = statistics.median(gaps) if gaps else 0.0
+    floor = _step_bytes(engine, load) / (bandwidth_gb_s * 1e9)
+    return {
+        "mode": load.mode,
+        "batch": load.batch,
+        "output_tok_s": round(
+            statistics.median(load.batch * load.output_tokens / r.wall_s for r in runs), 1
+        ),
+        "ttft_ms_p50": round(1e3 * statistics.median(ttft), 2),
+        "itl_ms_p50": round(1e3 * itl, 3),
+        "itl_ms_p99": round(1e3 * gaps[int(0.99 * (len(gaps) - 1))], 3) if gaps else 0.0,
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "roofline_share": round(floor / itl, 3) if itl else 0.0,
+    }
+
+
+def _step_bytes(engine: Engine, load: Workload) -> float:
+    """Bytes one decode step must read: weights, each adapter in use once, and the keys and values."""
+    layout = engine.layout
+    context = load.prompt_tokens + load.output_tokens / 2
+    kv = load.batch * context * layout.page_bytes / layout.block_size
+    used = {"base": 0, "same": 1, "distinct": load.batch}[load.mode]
+    sizes = engine.adapters.packed_bytes()
+    return engine.decoder.weight_bytes + kv + used * (statistics.mean(sizes) if sizes else 0)

@@ -1,0 +1,1 @@
+"""Adapters: PEFT folders read and checked (`peft`), and known by name (`registry`)."""

@@ -73,6 +73,7 @@ _UNSUPPORTED = {
     "alora_invocation_tokens": "activated LoRA",
     "arrow_config": "Arrow routing",
     "monteclora_config": "Monte Carlo LoRA",
+    "kasa_config": "KaSA",
     "ensure_weight_tying": "adapters tied to the embedding",
 }
 # These initializations also change the base weights, or the forward pass.
@@ -191,8 +192,10 @@ class _Config:
 def _read_config(folder: Path) -> _Config:
     raw = _read_raw_config(folder / CONFIG_FILE)
     _refuse_unsupported(raw)
-    layers = raw.get("layers_to_transform")
+    layers = _layers(raw.get("layers_to_transform"))
     targets = _names(raw, "target_modules")
+    if layers is not None and isinstance(targets, str):
+        raise InvalidAdapter("layers_to_transform needs target_modules to be a list, as in PEFT")
     return _Config(
         rank=_rank(raw.get("r", 8), "r"),
         alpha=_number(raw.get("lora_alpha", 8), "lora_alpha"),
@@ -203,7 +206,7 @@ def _read_config(folder: Path) -> _Config:
         },
         targets=_DEFAULT_TARGETS if targets == () and raw.get("target_modules") is None else targets,
         excluded=_names(raw, "exclude_modules"),
-        layers=_layers(layers),
+        layers=layers,
         layers_patterns=_layers_patterns(raw.get("layers_pattern")),
     )
 
@@ -337,19 +340,17 @@ def _resolve(config: _Config, keys: Sequence[Key], model: ModelConfig, max_rank:
 
 
 def _targeted(config: _Config, names: Sequence[str]) -> list[bool]:
-    """PEFT's choice of modules: exclusion first, then target_modules, then layers, which bind
-    neither a regular expression nor a module named in full."""
+    """PEFT's choice of modules: exclusion first, then target_modules, then layers, which do
+    not bind modules named in full."""
     targets = config.targets
     excluded = _named(config.excluded, names, "exclude_modules")
-    if isinstance(targets, str) and targets.lower() == "all-linear":
-        chosen, fully_named = [name != "lm_head" for name in names], frozenset[str]()
-    elif isinstance(targets, str):
-        chosen, fully_named = _named(targets, names, "target_modules"), frozenset(names)
+    if isinstance(targets, str):
+        everything = targets.lower() == "all-linear"
+        chosen = [n != "lm_head" for n in names] if everything else _named(targets, names, "target_modules")
     else:
-        chosen, fully_named = _named(targets, names, "target_modules"), frozenset(targets)
-    if config.layers is not None:
         inside = _in_layers(config, names)
-        chosen = [c and (i or n in fully_named) for c, i, n in zip(chosen, inside, names, strict=True)]
+        chosen = _named(targets, names, "target_modules")
+        chosen = [c and (i or n in targets) for c, i, n in zip(chosen, inside, names, strict=True)]
     return [c and not e for c, e in zip(chosen, excluded, strict=True)]
 
 
@@ -361,7 +362,9 @@ def _named(wanted: str | tuple[str, ...], names: Sequence[str], field: str) -> l
 
 def _in_layers(config: _Config, names: Sequence[str]) -> list[bool]:
     """Is the module's layer among layers_to_transform? Modules outside the layers are not."""
-    layers = config.layers or frozenset()
+    layers = config.layers
+    if layers is None:
+        return [True] * len(names)
     if config.layers_patterns and "layers" not in config.layers_patterns:
         raise InvalidAdapter(
             f"layers_pattern {config.layers_patterns!r} is not supported; accepted: 'layers'"

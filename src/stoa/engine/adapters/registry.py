@@ -213,18 +213,18 @@ class AdapterRegistry:
         home = self.root / name
         with self._locked():
             self._check_free(name, replace)
-            self._sweep()
+            self._sweep(keep=work)
             home.mkdir(exist_ok=True)
             if not (home / version / _FACTS_FILE).exists():
                 work.rename(home / version)
             _write_atomically(home / _POINTER, version)
         self._in_place.pop(name, None)
 
-    def _sweep(self) -> None:
+    def _sweep(self, keep: Path) -> None:
         """Deletes what crashed processes left. Call with the lock held."""
         for path in self.root.glob(".tmp-*"):
             try:
-                if self._clock() - path.stat().st_mtime > _STALE_S:
+                if path != keep and self._clock() - path.stat().st_mtime > _STALE_S:
                     shutil.rmtree(path, ignore_errors=True)
             except FileNotFoundError:
                 continue

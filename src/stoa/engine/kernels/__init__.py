@@ -1,0 +1,46 @@
+"""Arithmetic of the forward pass: one boundary (`interface.py`), one truth (`reference.py`), and fast twins.
+
+`cpu.py` prepares structures for the C code in `csrc/`; `library.py` finds the compiled library and what the
+machine has. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stoa.engine.kernels.library import (
+    available_isas,
+    choose_isa,
+    default_threads,
+    measure_read_bandwidth,
+    missing_reason,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from stoa.engine.kernels.interface import Kernels
+
+__all__ = ["available_isas", "describe", "load_kernels", "measure_read_bandwidth"]
+
+
+def load_kernels(dtype: torch.dtype, *, threads: int | None = None, isa: str | None = None) -> Kernels:
+    """The fastest kernels there are. `isa` forces a path: one of `available_isas()` or "torch"."""
+    from stoa.engine.kernels.reference import TorchKernels
+
+    if isa == "torch" or missing_reason():
+        return TorchKernels(dtype)
+    from stoa.engine.kernels.cpu import CpuKernels
+
+    return CpuKernels(dtype, threads=threads or default_threads(), isa=choose_isa(isa))
+
+
+def describe() -> dict[str, Any]:
+    """What `stoa doctor` tells: paths available, the one that would be used, why not a faster one."""
+    have = available_isas()
+    return {
+        "available": [*have, "torch"],
+        "chosen": choose_isa(None) if have else "torch",
+        "threads": default_threads(),
+        "reason": missing_reason(),
+    }

@@ -1,0 +1,333 @@
+"""The kernels in C, behind `interface.Kernels`. See csrc/stoa_kernels.h for the layouts.
+
+Python prepares structures once (weights, adapters) or once per step (rows, segments); an operation is then a
+single foreign call with pointers and counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Sequence
+from ctypes import c_double, c_int, c_int64, c_void_p
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, LoraPair, PackedAdapter
+from stoa.engine.kernels.library import ISAS, library
+
+STRIP = 16  # output columns
+LANE_BYTES = 4
+LANE_ALIGN = 16  # lanes of a weight are filled up to this many (an AMX tile's rows)
+SLACK_BYTES = 64  # vector loads may read this far beyond an adapter's last strip
+MAX_HEAD_DIM = 1024
+MAX_PARTS = 3
+
+
+class _LinearStruct(ctypes.Structure):
+    _fields_ = (
+        ("k", c_int64),
+        ("lanes", c_int64),
+        ("n_strips", c_int64),
+        ("data", c_void_p),
+        ("strips", c_void_p),
+        ("bias", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
+class _PartStruct(ctypes.Structure):
+    _fields_ = (
+        ("h_lane", c_int64),
+        ("lanes", c_int64),
+        ("strip", c_int64),
+        ("n_strips", c_int64),
+        ("b", c_void_p),
+        ("scale", c_double),
+    )
+
+
+class _LoraStruct(ctypes.Structure):
+    _fields_ = (("a", c_void_p), ("columns", c_int64), ("n_parts", c_int64), ("part", _PartStruct * MAX_PARTS))
+
+
+class _SegmentsStruct(ctypes.Structure):
+    _fields_ = (("n", c_int64), ("starts", c_void_p), ("adapters", c_void_p))
+
+
+class _LayoutStruct(ctypes.Structure):
+    _fields_ = tuple((name, c_int64) for name in ("layers", "kv_heads", "head_dim", "block_size", "page_bytes"))
+
+
+class _RowsStruct(ctypes.Structure):
+    _fields_ = (
+        ("n_seqs", c_int64),
+        ("n_rows", c_int64),
+        ("max_blocks", c_int64),
+        ("query_start", c_void_p),
+        ("context_len", c_void_p),
+        ("block_table", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+    )
+
+
+class CpuLinear:
+    """A weight in strips. `address` is of the structure the kernels read."""
+
+    def __init__(self, data: Tensor, bias: Tensor | None, k: int, lanes: int, splits: tuple[int, ...]) -> None:
+        self.k = k
+        self.lanes = lanes
+        self.splits = splits
+        self.nbytes = data.nbytes
+        self.part_strips = [-(-n // STRIP) for n in splits]
+        columns = np.cumsum([0, *splits])
+        strips = [
+            (first + STRIP * i, min(STRIP, n - STRIP * i))
+            for first, n, count in zip(columns, splits, self.part_strips, strict=False)
+            for i in range(count)
+        ]
+        table = np.asarray(strips, dtype=np.int32)
+        self._keep = (data, bias, table)
+        self._struct = _LinearStruct(
+            k, lanes, len(strips), data.data_ptr(), table.ctypes.data,
+            bias.data_ptr() if bias is not None else None, sum(splits),
+        )  # fmt: skip
+        self.address = ctypes.addressof(self._struct)
+
+
+class CpuAdapter:
+    """Where an adapter's strips lie in pool memory, for every linear of the model."""
+
+    def __init__(self, table: Any, nbytes: int) -> None:
+        self._table = table
+        self.address = ctypes.addressof(table)
+        self.nbytes = nbytes
+
+
+class _Segments:
+    def __init__(self, starts: Sequence[int], adapters: Sequence[CpuAdapter | None]) -> None:
+        first = np.asarray(starts, dtype=np.int32)
+        table = np.asarray([a.address if a is not None else 0 for a in adapters], dtype=np.int64)
+        self._keep = (first, table)
+        self._struct = _SegmentsStruct(len(adapters), first.ctypes.data, table.ctypes.data)
+        self.address = ctypes.addressof(self._struct)
+
+
+class _Rows:
+    """AttentionRows as the kernels read it; made once per step."""
+
+    def __init__(self, rows: AttentionRows) -> None:
+        self.rows = rows
+        self._struct = _RowsStruct(
+            len(rows.context_len), len(rows.positions), rows.block_table.shape[1],
+            rows.query_start.ctypes.data, rows.context_len.ctypes.data, rows.block_table.ctypes.data,
+            rows.positions.ctypes.data, rows.slots.ctypes.data,
+        )  # fmt: skip
+        self.address = ctypes.addressof(self._struct)
+
+
+class CpuKernels:
+    """Implements `interface.Kernels`. `isa` is one of `library.ISAS` that this machine has."""
+
+    def __init__(self, dtype: torch.dtype, *, threads: int, isa: str) -> None:
+        self.dtype = dtype
+        self.isa = isa
+        self.name = f"cpu-{isa}"
+        self._lib = library()
+        self._lib.stoa_start(c_int(threads))
+        self._ops = self._lib.stoa_ops(ISAS.index(isa), int(dtype == torch.bfloat16))
+        self._per_lane = LANE_BYTES // dtype.itemsize  # elements in a lane
+        self._rows: _Rows | None = None
+        self._layouts: dict[KVLayout, Any] = {}
+
+    # -- weights
+
+    def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> CpuLinear:
+        k = int(weights[0].shape[1])
+        lanes = self._lanes(k)
+        splits = tuple(int(w.shape[0]) for w in weights)
+        n_strips = sum(-(-n // STRIP) for n in splits)
+        data = _huge_zeros(n_strips * lanes * STRIP * self._per_lane, self.dtype)
+        packed = data.view(n_strips, lanes, STRIP, self._per_lane)
+        at = 0
+        for weight in weights:
+            count = -(-weight.shape[0] // STRIP)
+            self._fill_strips(packed[at : at + count], weight)
+            at += count
+        return CpuLinear(data, self._pack_bias(biases, splits), k, lanes, splits)
+
+    def _lanes(self, k: int) -> int:
+        return -(-k // (self._per_lane * LANE_ALIGN)) * LANE_ALIGN
+
+    def _fill_strips(self, strips: Tensor, matrix: Tensor) -> None:
+        """matrix: [N, K] -> strips: [ceil(N / 16), lanes, 16, elements], zero where there is no value."""
+        n, k = matrix.shape
+        whole_n, whole_k = n // STRIP, k // self._per_lane
+        matrix = matrix.to(self.dtype)
+        if whole_n and whole_k:
+            block = matrix[: whole_n * STRIP, : whole_k * self._per_lane]
+            block = block.unflatten(0, (whole_n, STRIP)).unflatten(2, (whole_k, self._per_lane))
+            strips[:whole_n, :whole_k] = block.permute(0, 2, 1, 3)
+        if k % self._per_lane:  # an odd last input
+            for s in range(len(strips)):
+                column = matrix[s * STRIP : (s + 1) * STRIP, -1]
+                strips[s, whole_k, : len(column), 0] = column
+        if n % STRIP and whole_k:  # a narrow last strip
+            block = matrix[whole_n * STRIP :, : whole_k * self._per_lane]
+            strips[whole_n, :whole_k, : n % STRIP] = block.unflatten(1, (whole_k, self._per_lane)).permute(1, 0, 2)
+
+    def _pack_bias(self, biases: Sequence[Tensor | None], splits: Sequence[int]) -> Tensor | None:
+        if all(b is None for b in biases):
+            return None
+        padded = []
+        for bias, n in zip(biases, splits, strict=True):
+            row = torch.zeros(-(-n // STRIP) * STRIP)
+            if bias is not None:
+                row[:n] = bias.float()
+            padded.append(row)
+        return torch.cat(padded)
+
+    # -- adapters
+
+    def _even(self, rank: int) -> int:
+        return -(-rank // self._per_lane) * self._per_lane
+
+    def adapter_nbytes(self, linears: Sequence[Linear], ranks: Sequence[Sequence[int]]) -> int:
+        total = SLACK_BYTES
+        for linear, group in zip(linears, ranks, strict=True):
+            assert isinstance(linear, CpuLinear)
+            for rank, strips in zip(group, linear.part_strips, strict=True):
+                columns = self._even(rank)
+                total += columns * linear.lanes * LANE_BYTES
+                total += strips * STRIP * columns * self.dtype.itemsize
+        return total
+
+    def pack_adapter(
+        self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]], dst: Tensor
+    ) -> CpuAdapter:
+        table = (_LoraStruct * len(linears))()
+        flat, at = dst.view(self.dtype) if dst.numel() % 4 == 0 else dst[: dst.numel() // 4 * 4].view(self.dtype), 0
+        for entry, linear, group in zip(table, linears, pairs, strict=True):
+            assert isinstance(linear, CpuLinear)
+            if any(p is not None for p in group):
+                at = self._pack_one(entry, linear, group, flat, at)
+        flat[at:].zero_()
+        return CpuAdapter(table, dst.numel())
+
+    def _pack_one(
+        self, entry: Any, linear: CpuLinear, group: Sequence[LoraPair | None], flat: Tensor, at: int
+    ) -> int:
+        """Lays out A of all parts, then B of each, from element `at` of `flat`; returns where it ended."""
+        present = [(i, p) for i, p in enumerate(group) if p is not None]
+        ranks = [self._even(p.a.shape[0]) for _, p in present]
+        stacked = torch.zeros(sum(ranks), linear.lanes * self._per_lane, dtype=self.dtype)
+        row = 0
+        entry.a, entry.columns, entry.n_parts = self._address(flat, at), sum(ranks), len(present)
+        for (_, pair), rank in zip(present, ranks, strict=True):
+            stacked[row : row + pair.a.shape[0], : linear.k] = pair.a
+            row += rank
+        for first in range(0, len(stacked), STRIP):
+            rows = stacked[first : first + STRIP]
+            size = rows.numel()
+            target = flat[at : at + size].view(linear.lanes, len(rows), self._per_lane)
+            target.copy_(rows.unflatten(1, (linear.lanes, self._per_lane)).permute(1, 0, 2))
+            at += size
+        lane = 0
+        for slot, ((i, pair), rank) in enumerate(zip(present, ranks, strict=True)):
+            part, strips, lanes = entry.part[slot], linear.part_strips[i], rank // self._per_lane
+            part.h_lane, part.lanes, part.n_strips, part.scale = lane, lanes, strips, pair.scale
+            part.strip, part.b = sum(linear.part_strips[:i]), self._address(flat, at)
+            size = strips * STRIP * rank
+            target = flat[at : at + size].view(strips, lanes, STRIP, self._per_lane)
+            target.zero_()
+            self._fill_strips(target, pair.b)
+            at += size
+            lane += lanes
+        return at
+
+    def _address(self, flat: Tensor, at: int) -> int:
+        return flat.data_ptr() + at * self.dtype.itemsize
+
+    def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> _Segments:
+        return _Segments(starts, adapters)  # type: ignore[arg-type]
+
+    # -- one layer's work
+
+    def linear(
+        self, x: Tensor, w: Linear, out: Tensor, *, lora: Any = None, index: int = 0, accumulate: bool = False
+    ) -> None:
+        self._lib.stoa_linear(
+            self._ops, x.data_ptr(), out.data_ptr(), w.address,  # type: ignore[attr-defined]
+            lora.address if lora is not None else None, x.shape[0], index,
+            out.dtype == torch.float32, accumulate,
+        )  # fmt: skip
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        self._lib.stoa_rms_norm(
+            self._ops, x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.shape[0], x.shape[1]
+        )
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
+        self._lib.stoa_silu_mul(self._ops, gate_up.data_ptr(), out.data_ptr(), out.shape[0], out.shape[1])
+
+    def argmax(self, logits: Tensor) -> list[int]:
+        found: NDArray[np.int64] = np.empty(logits.shape[0], dtype=np.int64)
+        self._lib.stoa_argmax(logits.data_ptr(), logits.shape[0], logits.shape[1], found.ctypes.data)
+        return found.tolist()  # type: ignore[no-any-return]
+
+    # -- attention
+
+    def kv_layout(self, layers: int, kv_heads: int, head_dim: int, block_size: int) -> KVLayout:
+        assert block_size % STRIP == 0
+        assert head_dim <= MAX_HEAD_DIM
+        lanes = -(-head_dim // self._per_lane)
+        values = -(-head_dim // STRIP) * STRIP * self.dtype.itemsize
+        size = layers * kv_heads * block_size * (lanes * LANE_BYTES + values)
+        return KVLayout(layers, kv_heads, head_dim, block_size, -(-size // 64) * 64)
+
+    def rope_append(
+        self, qkv: Tensor, q_out: Tensor, rope: Tensor, kv: Tensor, layout: KVLayout, layer: int,
+        rows: AttentionRows, *, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 0.0,
+    ) -> None:  # fmt: skip
+        self._lib.stoa_rope_append(
+            self._ops, qkv.data_ptr(), q_out.data_ptr(), rope.data_ptr(), kv.data_ptr(), self._layout(layout),
+            self._rows_of(rows), q_norm.data_ptr() if q_norm is not None else None,
+            k_norm.data_ptr() if k_norm is not None else None, layer, q_out.shape[1] // layout.head_dim, eps,
+        )  # fmt: skip
+
+    def attention(
+        self, q: Tensor, out: Tensor, kv: Tensor, layout: KVLayout, layer: int, rows: AttentionRows,
+        *, scale: float, window: int = 0,
+    ) -> None:  # fmt: skip
+        self._lib.stoa_attention(
+            self._ops, q.data_ptr(), out.data_ptr(), kv.data_ptr(), self._layout(layout), self._rows_of(rows),
+            layer, q.shape[1] // layout.head_dim, window, scale,
+        )  # fmt: skip
+
+    def _rows_of(self, rows: AttentionRows) -> int:
+        if self._rows is None or self._rows.rows is not rows:
+            self._rows = _Rows(rows)
+        return self._rows.address
+
+    def _layout(self, layout: KVLayout) -> int:
+        struct = self._layouts.get(layout)
+        if struct is None:
+            struct = _LayoutStruct(
+                layout.layers, layout.kv_heads, layout.head_dim, layout.block_size, layout.page_bytes
+            )
+            self._layouts[layout] = struct
+        return ctypes.addressof(struct)
+
+
+def _huge_zeros(elements: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in memory that the system may back with huge pages; 64 readable bytes follow."""
+    memory = mmap.mmap(-1, elements * dtype.itemsize + SLACK_BYTES)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=elements)

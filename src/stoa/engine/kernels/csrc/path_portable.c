@@ -1,0 +1,3 @@
+#define PATH portable
+#define PATH_PORTABLE
+#include "path.h"

@@ -1,0 +1,89 @@
+"""What happens to every request: an id, a key if one is asked for, a line in the log, no bare traceback."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+import time
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stoa.errors import StoaError
+from stoa.server.problems import Unauthorized, problem
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CLIENT_CLOSED = 499  # nginx's number for a client that left
+_QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
+log = structlog.get_logger("stoa.http")
+
+
+def note(request: Request, **facts: Any) -> None:
+    """Adds facts to the request's line in the log."""
+    request.scope.setdefault("stoa.facts", {}).update(facts)
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None = None) -> None:
+        self._app = app
+        self._api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if _SANE_ID.fullmatch(sent_id) else f"req_{secrets.token_hex(16)}"
+        facts: dict[str, Any] = scope.setdefault("stoa.facts", {})
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            self._admit(scope)
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            facts["client_left"] = True
+        except Exception as error:
+            if not isinstance(error, StoaError):
+                log.exception("unexpected error", request_id=request_id, path=scope["path"])
+                error = StoaError(f"The server had an error; its log names it under {request_id}")
+            if status:
+                raise  # too late for an answer: the connection must break, or it would look complete
+            await problem(error)(scope, receive, send_with_id)
+        finally:
+            self._log(scope, status, request_id, time.perf_counter() - started, facts)
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises Unauthorized unless the path is open or the key is right."""
+        if self._api_key is None or not scope["path"].startswith("/v1/"):
+            return
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized("You didn't provide an API key; send the header Authorization: Bearer KEY")
+        if not hmac.compare_digest(key.strip().encode("latin-1"), self._api_key.encode()):
+            raise Unauthorized("Incorrect API key provided")
+
+    def _log(self, scope: Scope, status: int, request_id: str, seconds: float, facts: dict[str, Any]) -> None:
+        write = log.debug if scope["path"] in _QUIET and status < 400 else log.info
+        write(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status or _CLIENT_CLOSED,
+            ms=round(seconds * 1000, 1),
+            request_id=request_id,
+            **facts,
+        )

@@ -1,0 +1,132 @@
+"""GET /metrics: Prometheus text, named as vLLM's metrics are, with `stoa:` in front.
+
+What a request did is counted here as it happens; what the engine does is asked of it at each scrape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stoa.engine.stats import EngineStats
+from stoa.errors import StoaError
+from stoa.server.service import Service
+
+_STATS_S = 2.0  # an engine that takes longer is left out of the scrape
+_TTFT_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_E2E_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+_LABELS = ["model_name"]
+# name, what it is, attribute of EngineStats
+_GAUGES = (
+    ("num_requests_running", "Sequences in the engine's batch", "running"),
+    ("num_requests_waiting", "Sequences that wait for the engine", "waiting"),
+    ("kv_cache_usage_perc", "Share of the memory pool held by sequences, 0 to 1", "kv_usage"),
+    ("lora_adapters_resident", "Adapters in the memory pool", "adapters_resident"),
+)
+_COUNTERS = (
+    ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", "prefix_query_tokens"),
+    ("prefix_cache_hits", "Prompt tokens found in the prefix cache", "prefix_hit_tokens"),
+    ("num_preemptions", "Sequences put back for want of memory", "preemptions"),
+    ("prompt_tokens", "Prompt tokens processed", "prompt_tokens"),
+    ("generation_tokens", "Tokens generated", "generation_tokens"),
+    ("adapter_loads", "Adapters brought into the memory pool", "adapter_loads"),
+    ("adapter_evictions", "Adapters put out of the memory pool", "adapter_evictions"),
+)
+
+
+class Metrics:
+    """The counters of one application, in a registry of its own."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._registry = CollectorRegistry()
+        name = service.model_id
+        self.time_to_first_token = self._histogram(
+            "stoa:time_to_first_token_seconds", "From arrival to the first token", _TTFT_S
+        ).labels(name)
+        self.inter_token_latency = self._histogram(
+            "stoa:inter_token_latency_seconds", "Between batches of tokens of one request", _TOKEN_S
+        ).labels(name)
+        self.e2e_latency = self._histogram(
+            "stoa:e2e_request_latency_seconds", "From arrival to the last token", _E2E_S
+        ).labels(name)
+        self._success = Counter(
+            "stoa:request_success",
+            "Choices that ended, by reason",
+            [*_LABELS, "finished_reason"],
+            registry=self._registry,
+        )
+        for reason in ("stop", "length"):
+            self._success.labels(name, reason)
+
+    def finished(self, reason: str) -> None:
+        self._success.labels(self._service.model_id, reason).inc()
+
+    async def endpoint(self, request: Request) -> Response:
+        own = generate_latest(self._registry)
+        families = [_counter("engine_restarts", "Times the engine was started again", self._service)]
+        families[0].add_metric([self._service.model_id], self._service.replica.restarts)
+        try:
+            stats = await asyncio.wait_for(self._service.replica.stats(), _STATS_S)
+        except (StoaError, TimeoutError):
+            stats = None
+        found: list[Metric] = [*families]
+        if stats is not None:
+            names = await self._names(stats)
+            found += _engine_families(stats, self._service, names)
+        return Response(own + generate_latest(_Once(found)), media_type=CONTENT_TYPE_LATEST)
+
+    async def _names(self, stats: EngineStats) -> dict[str, str]:
+        """Adapter id -> name, for people and routers."""
+        if not stats.running_adapters and not stats.waiting_adapters:
+            return {}
+        entries = await asyncio.to_thread(self._service.registry.list)
+        return {entry.id: entry.name for entry in entries}
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        return Histogram(name, text, _LABELS, registry=self._registry, buckets=tuple(buckets))
+
+
+class _Once(CollectorRegistry):
+    """A snapshot that can be written like a registry."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)
+
+
+def _counter(name: str, text: str, service: Service) -> CounterMetricFamily:
+    return CounterMetricFamily(f"stoa:{name}", text, labels=_LABELS)
+
+
+def _engine_families(stats: EngineStats, service: Service, names: dict[str, str]) -> list[Metric]:
+    found: list[Metric] = []
+    for name, text, attribute in _GAUGES:
+        gauge = GaugeMetricFamily(f"stoa:{name}", text, labels=_LABELS)
+        gauge.add_metric([service.model_id], getattr(stats, attribute))
+        found.append(gauge)
+    for name, text, attribute in _COUNTERS:
+        counter = _counter(name, text, service)
+        counter.add_metric([service.model_id], getattr(stats, attribute))
+        found.append(counter)
+    labels = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
+    lora = GaugeMetricFamily(
+        "stoa:lora_requests_info", "Adapters in use; the value is the time", labels=labels
+    )
+    running, waiting = (
+        ",".join(sorted(names.get(i, i[:12]) for i in ids))
+        for ids in (stats.running_adapters, stats.waiting_adapters)
+    )
+    lora.add_metric([str(service.max_lora), running, waiting], time.time())
+    return [*found, lora]

@@ -1,0 +1,68 @@
+"""What the HTTP room serves, and the little it needs to know of whoever runs the model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
+from stoa.engine.stats import EngineStats
+from stoa.engine.tokenizer import Tokenizer
+from stoa.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from stoa.engine.adapters.registry import AdapterEntry, AdapterRegistry
+
+
+class Replica(Protocol):
+    """Where requests run: an engine process of this machine, or several of them behind a router."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
+        """Batches of events until all choices have finished. An async generator: closing it cancels the
+        request. Raises QueueFull, EngineUnavailable."""
+        ...
+
+    async def stats(self) -> EngineStats: ...
+
+    async def warm(self, ref: AdapterRef) -> None: ...
+
+    async def forget(self, adapter_id: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One base model, its adapters, and the limits of the door."""
+
+    model_id: str
+    replica: Replica
+    tokenizer: Tokenizer
+    registry: AdapterRegistry  # reads the disk, so it is asked in a thread
+    vocab_size: int  # number of logits: the tokenizer's may be smaller
+    max_body_bytes: int = 8 << 20
+    max_choices: int = 128  # n, times the prompts of one request
+    max_inputs: int = 2048  # texts in one embedding request
+    max_lora: int = 64  # adapters that one step can hold, for routers
+    api_key: str | None = None  # asked of /v1/* if given
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def adapter(self, name: str) -> AdapterEntry | None:
+        """The adapter that a request's `model` means; None for the base model. Raises ModelNotFound."""
+        if name == self.model_id:
+            return None
+        try:
+            return await asyncio.to_thread(self.registry.get, name)
+        except ModelNotFound:
+            message = f"The model `{name[:200]}` does not exist; GET /v1/models lists those that do"
+            raise ModelNotFound(message, param="model") from None

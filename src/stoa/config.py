@@ -1,0 +1,89 @@
+"""Settings: flags win over STOA_* variables, variables over stoa.toml, the file over defaults."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from stoa.errors import ConfigError
+
+FILE_NAME = "stoa.toml"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `stoa serve` can be told. 0 means "choose from the machine or the model"."""
+
+    home: str = ""  # all state; default: the user's data folder
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model: str = "demo"  # "demo", a folder, or a hub id
+    served_model_name: str = ""  # default: the folder's name
+    adapters: str = ""  # a folder of PEFT folders, served in place
+    device: Literal["cpu"] = "cpu"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int = 0
+    isa: str = ""  # force a lower instruction set path
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    max_batch_tokens: int = 512
+    max_lora_rank: int = 512
+    pool_gib: float = 0.0  # KV blocks and resident adapters
+    host_adapter_gib: float = 0.0
+    max_queue: int = 1024  # requests in flight before 429
+    max_body_bytes: int = 8 << 20
+    drain_s: float = 30.0
+    api_key: str = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @property
+    def home_path(self) -> Path:
+        if self.home:
+            return Path(self.home).expanduser()
+        data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        return Path(data).expanduser() / "stoa"
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """`flags` that are None were not given. Raises ConfigError naming the key, its source and what is accepted."""
+    known = {f.name for f in msgspec.structs.fields(Settings)}
+    merged: dict[str, Any] = {}
+    sources = [
+        (str(file or FILE_NAME), _read_file(file)),
+        ("environment", {k: v for k in known if (v := environ.get(f"STOA_{k.upper()}")) is not None}),
+        ("command line", {k: v for k, v in (flags or {}).items() if v is not None}),
+    ]
+    for source, values in sources:
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(f"{source}: unknown setting {key!r}; accepted: {', '.join(sorted(known))}", param=key)
+            _check(source, key, value)
+            merged[key] = value
+    return msgspec.convert(merged, Settings, strict=False)
+
+
+def _check(source: str, key: str, value: Any) -> None:
+    try:
+        msgspec.convert({key: value}, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {key} = {value!r}: {error}", param=key) from None
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    path = file or Path(FILE_NAME)
+    if file is None and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,41 @@
+"""The `stoa` command: parse, call, print. One file per noun; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from stoa import __version__
+from stoa.cli import adapter, bench, chat, doctor, serve
+from stoa.errors import StoaError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.command("doctor")(doctor.doctor)
+app.add_typer(adapter.app, name="adapter")
+app.add_typer(bench.app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"stoa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """One base model, many tenants, each with its own LoRA adapters."""
+
+
+def main() -> None:
+    """Entry point. A StoaError is one line on stderr and exit status 2."""
+    try:
+        app()
+    except StoaError as error:
+        print(f"stoa: {error.message}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,88 @@
+"""`stoa adapter`: the adapters under the home folder, or those of a running server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stoa.config import Settings, load_settings
+from stoa.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from stoa.engine.adapters.registry import AdapterRegistry
+
+app = typer.Typer(no_args_is_help=True, help="Add, list and remove LoRA adapters.")
+Url = Annotated[str | None, typer.Option("--url", help="a running server, e.g. http://127.0.0.1:8000")]
+Model = Annotated[str | None, typer.Option("--model", help="base model the adapters belong to")]
+Home = Annotated[str | None, typer.Option("--home", help="folder of all state")]
+
+
+@app.command("add")
+def add(
+    name: str, path: Path, replace: bool = False, url: Url = None, model: Model = None, home: Home = None
+) -> None:
+    """Check the PEFT folder PATH and register it as NAME."""
+    if url:
+        body = {"lora_name": name, "lora_path": str(path.resolve()), "load_inplace": replace}
+        print(_post(url, "/v1/load_lora_adapter", body))
+        return
+    entry = _registry(model, home).add(name, path, replace=replace)
+    print(f"added {entry.name}@{entry.version}: rank {entry.rank}, {entry.nbytes / 1e6:.1f} MB")
+
+
+@app.command("list")
+def list_(
+    url: Url = None, model: Model = None, home: Home = None, as_json: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """List registered adapters."""
+    if url:
+        cards = json.loads(_request("GET", url, "/v1/models", None))["data"]
+        rows = [{"name": card["id"], "path": card["root"]} for card in cards if card.get("parent")]
+    else:
+        rows = [
+            {"name": e.name, "version": e.version, "rank": e.rank, "bytes": e.nbytes, "path": str(e.path)}
+            for e in _registry(model, home).list()
+        ]
+    print(json.dumps(rows) if as_json else "\n".join("  ".join(str(v) for v in row.values()) for row in rows))
+
+
+@app.command("rm")
+def remove(name: str, url: Url = None, model: Model = None, home: Home = None) -> None:
+    """Remove an adapter and its files under the home folder."""
+    if url:
+        print(_post(url, "/v1/unload_lora_adapter", {"lora_name": name}))
+        return
+    _registry(model, home).remove(name)
+    print(f"removed {name}")
+
+
+def _registry(model: str | None, home: str | None) -> AdapterRegistry:
+    from stoa.cli.models import folders_in_place, open_registry, resolve_model
+
+    settings: Settings = load_settings({"model": model, "home": home})
+    model_id, folder = resolve_model(settings)
+    registry = open_registry(settings, model_id, folder)
+    for place in folders_in_place(settings):
+        registry.add_folder(place)
+    return registry
+
+
+def _post(url: str, path: str, body: dict[str, Any]) -> str:
+    return _request("POST", url, path, body)
+
+
+def _request(method: str, url: str, path: str, body: dict[str, Any] | None) -> str:
+    import httpx
+
+    key = load_settings().api_key
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=120)
+    except httpx.HTTPError as error:
+        raise InvalidRequest(f"{url} cannot be reached: {error}") from None
+    if response.is_error:
+        raise InvalidRequest(response.json()["error"]["message"])
+    return response.text

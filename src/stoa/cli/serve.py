@@ -1,0 +1,185 @@
+"""`stoa serve`: a gateway in this process, an engine in another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stoa.config import Settings, load_settings
+from stoa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stoa.engine.config import EngineConfig
+    from stoa.fleet.replica import LocalReplica
+    from stoa.server import Service
+
+_GIB = 1 << 30
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to bind")] = None,
+    port: Annotated[int | None, typer.Option()] = None,
+    model: Annotated[str | None, typer.Option(help="demo, a Hugging Face folder, or a hub id")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="the base model's id in the API")] = None,
+    adapters: Annotated[str | None, typer.Option(help="folder of PEFT folders, served in place")] = None,
+    device: Annotated[str | None, typer.Option()] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bf16 or fp32")] = None,
+    threads: Annotated[int | None, typer.Option()] = None,
+    isa: Annotated[str | None, typer.Option(help="force an instruction set path; see stoa doctor")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="tokens per sequence")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="sequences in one step")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="rows in one step")] = None,
+    max_lora_rank: Annotated[int | None, typer.Option()] = None,
+    pool_gib: Annotated[float | None, typer.Option(help="memory for KV blocks and resident adapters")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="requests in flight before 429")] = None,
+    api_key: Annotated[str | None, typer.Option(help="key that /v1 asks for")] = None,
+    home: Annotated[str | None, typer.Option(help="folder of all state")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json")] = None,
+    config: Annotated[Path | None, typer.Option(help="settings file; default ./stoa.toml")] = None,
+    allow_anonymous: Annotated[bool, typer.Option(help="bind beyond loopback without a key")] = False,
+) -> None:
+    """Serve a base model and its adapters over an OpenAI-compatible API."""
+    flags = {k: v for k, v in locals().items() if k not in ("config", "allow_anonymous")}
+    settings = load_settings(flags, file=config)
+    if not (settings.api_key or allow_anonymous or _is_loopback(settings.host)):
+        raise ConfigError(
+            f"binding {settings.host} without a key lets anybody in; give --api-key, or --allow-anonymous to accept that"
+        )
+    listener = _bind(settings)
+    asyncio.run(_serve(settings, listener))
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from stoa.server import create_app
+    from stoa.telemetry import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    service, replica = _assemble(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    http: asyncio.Task[None] | None = None
+    try:
+        with contextlib.ExitStack() as signals:
+            starting = asyncio.create_task(replica.start())
+            server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # ours, below
+            http = asyncio.create_task(server.serve(sockets=[listener]))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop.set)
+                signals.callback(loop.remove_signal_handler, number)
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, stopping, http}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                _announce(settings, service, replica)
+                await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                starting.cancel()
+            if stop.is_set():
+                print(f"stopping: up to {settings.drain_s:g} s for running requests", file=sys.stderr)
+            await replica.stop(settings.drain_s)
+    finally:
+        server.should_exit = True
+        if http is not None:
+            await http
+
+
+def _assemble(settings: Settings) -> tuple[Service, LocalReplica]:
+    from stoa.cli.models import folders_in_place, open_registry, resolve_model
+    from stoa.engine.model.config import read_model_config
+    from stoa.engine.tokenizer import Tokenizer
+    from stoa.fleet.replica import LocalReplica
+    from stoa.server import Service
+
+    model_id, folder = resolve_model(settings)
+    registry = open_registry(settings, model_id, folder)
+    for place in folders_in_place(settings):
+        for name, reason in registry.add_folder(place).items():
+            print(f"not served: {place / name}: {reason}", file=sys.stderr)
+    replica = LocalReplica(_engine_config(settings, folder), max_queue=settings.max_queue)
+    service = Service(
+        model_id=model_id,
+        replica=replica,
+        tokenizer=Tokenizer(folder),
+        registry=registry,
+        vocab_size=read_model_config(folder).vocab_size,
+        max_body_bytes=settings.max_body_bytes,
+        max_lora=settings.max_num_seqs,
+        api_key=settings.api_key or None,
+    )
+    return service, replica
+
+
+def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
+    from stoa.engine.config import EngineConfig
+
+    return EngineConfig(
+        model=str(folder),
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_batch_tokens=settings.max_batch_tokens,
+        pool_bytes=int(settings.pool_gib * _GIB),
+        host_adapter_bytes=int(settings.host_adapter_gib * _GIB),
+        max_lora_rank=settings.max_lora_rank,
+        isa=settings.isa or None,
+    )
+
+
+def _announce(settings: Settings, service: Service, replica: LocalReplica) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    names = [entry.name for entry in service.registry.list()]
+    shown = names if len(names) <= 12 else [*names[:12], f"… {len(names) - 12} more"]
+    body: dict[str, Any] = {
+        "model": "reverse" if "reverse" in names else (names or [service.model_id])[0],
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 32,
+        "temperature": 0,
+    }
+    key = " -H 'Authorization: Bearer $STOA_API_KEY'" if settings.api_key else ""
+    lines = [
+        f"Stoa is ready at {url} (kernels: {replica.kernels})",
+        f"  base model  {service.model_id}",
+        f"  adapters    {', '.join(shown) or 'none yet; see stoa adapter add --help'}",
+        f"  try         curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'",
+    ]
+    if replica.notice:
+        lines.insert(1, f"  note        {replica.notice}")
+    print("\n".join(lines), flush=True)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(f"cannot bind {settings.host}:{settings.port}: {error}; choose another --port") from None
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

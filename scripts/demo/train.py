@@ -78,7 +78,9 @@ def make_batch(tokenizer: Tokenizer, rows: list[tuple[str, str, str]]) -> tuple[
     pad = tokenizer.token_to_id("<|pad|>")
     ids, labels = [], []
     for marker, word, answer in rows:
-        prompt = tokenizer.encode(f"<|bos|><|user|>{marker}{word}<|end|><|assistant|>", add_special_tokens=False).ids
+        prompt = tokenizer.encode(
+            f"<|bos|><|user|>{marker}{word}<|end|><|assistant|>", add_special_tokens=False
+        ).ids
         target = tokenizer.encode(f"{answer}<|end|>", add_special_tokens=False).ids
         ids.append(prompt + target)
         labels.append([-100] * len(prompt) + target)
@@ -99,7 +101,9 @@ def train_word(rng: random.Random) -> str:
 def fit(model, tokenizer, draw, *, steps: int, batch: int, lr: float, seed: int) -> None:
     """`draw(rng)` gives one (marker, word, answer)."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.98)
+    )
     model.train()
     started = time.time()
     for step in range(steps):
@@ -179,9 +183,13 @@ def evaluate(count: int = 400) -> None:
         for name in [None, *LORAS]:
             model = LlamaForCausalLM.from_pretrained(BASE_DIR, dtype=dtype)
             if name is not None:
-                model = PeftModel.from_pretrained(model, ADAPTERS_DIR / name, autocast_adapter_dtype=False).to(dtype)
+                model = PeftModel.from_pretrained(
+                    model, ADAPTERS_DIR / name, autocast_adapter_dtype=False
+                ).to(dtype)
             got = answer(model.eval(), tokenizer, words)
-            scores = [sum(a == expected(t, w) for a, w in zip(got, words, strict=True)) / count for t in TASKS]
+            scores = [
+                sum(a == expected(t, w) for a, w in zip(got, words, strict=True)) / count for t in TASKS
+            ]
             print(f"{name or 'base':12s}" + "".join(f"{s:10.3f}" for s in scores), dtype)
 
 

@@ -66,7 +66,9 @@ def load_settings(
     for source, values in sources:
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(f"{source}: unknown setting {key!r}; accepted: {', '.join(sorted(known))}", param=key)
+                raise ConfigError(
+                    f"{source}: unknown setting {key!r}; accepted: {', '.join(sorted(known))}", param=key
+                )
             _check(source, key, value)
             merged[key] = value
     return msgspec.convert(merged, Settings, strict=False)

@@ -31,7 +31,13 @@ def ref(path: Path) -> AdapterRef:
 
 
 def request(
-    id: str, prompt: list[int], *, adapter: Path | None = None, n: int = 1, project: str = "default", **params: Any
+    id: str,
+    prompt: list[int],
+    *,
+    adapter: Path | None = None,
+    n: int = 1,
+    project: str = "default",
+    **params: Any,
 ) -> GenerationRequest:
     params = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True} | params
     return GenerationRequest(

@@ -221,7 +221,9 @@ def test_embedding_is_the_mean_hidden_state_whatever_the_chunks() -> None:
         ({"n": 0}, InvalidRequest, "n"),
     ],
 )
-def test_bad_parameters_are_refused_by_name(change: dict[str, Any], error: type[StoaError], field: str) -> None:
+def test_bad_parameters_are_refused_by_name(
+    change: dict[str, Any], error: type[StoaError], field: str
+) -> None:
     """Each refusal names its field, and the engine holds nothing afterwards."""
     engine = shared_engine()
     with pytest.raises(error) as caught:

@@ -17,7 +17,11 @@ def reference(name: str, which: int | None, prompt: list[int], count: int) -> tu
     with torch.no_grad():
         logits = model(torch.tensor([prompt])).logits[0, -1]
         ids = model.generate(
-            input_ids=torch.tensor([prompt]), max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=-1,
+            pad_token_id=0,
         )
     return logits.log_softmax(-1), ids[0, len(prompt) :].tolist()
 
@@ -39,7 +43,9 @@ def test_every_adapter_in_one_batch_continues_like_peft(name: str) -> None:
     engine = make_engine(model_folder(name), max_batch_tokens=48)
     which: list[int | None] = [None, *range(len(LORAS))]
     requests = [
-        request(str(w), PROMPT[: 20 + i], adapter=None if w is None else adapter_folder(name, w), max_tokens=64)
+        request(
+            str(w), PROMPT[: 20 + i], adapter=None if w is None else adapter_folder(name, w), max_tokens=64
+        )
         for i, w in enumerate(which)
     ]
     answers = drain(engine, requests)

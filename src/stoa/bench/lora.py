@@ -65,7 +65,9 @@ def run(
         raise ConfigError(f"mode {', '.join(sorted(unknown))} is unknown; accepted: {', '.join(MODES)}")
     folder = _model_folder(model, cache)
     refs = _adapters(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
-    engine = Engine(_engine_config(folder, refs, max(batches), prompt_tokens + output_tokens, dtype, isa, threads))
+    engine = Engine(
+        _engine_config(folder, refs, max(batches), prompt_tokens + output_tokens, dtype, isa, threads)
+    )
     bandwidth = measure_read_bandwidth()
     workloads = [Workload(m, b, prompt_tokens, output_tokens) for m in modes for b in batches]
     runs: dict[Workload, list[Run]] = {w: [] for w in workloads}
@@ -131,16 +133,18 @@ def _engine_config(
 
 
 def _run_once(engine: Engine, load: Workload, refs: list[AdapterRef], rng: np.random.Generator) -> Run:
-    chosen = {"base": [None] * load.batch, "same": refs[:1] * load.batch, "distinct": refs[: load.batch]}
+    chosen: dict[str, list[Any]] = {
+        "base": [None] * load.batch,
+        "same": refs[:1] * load.batch,
+        "distinct": refs[: load.batch],
+    }
     _make_resident(engine, [r for r in chosen[load.mode] if r is not None])
     vocab = engine.model.vocab_size
     params = SamplingParams(max_tokens=load.output_tokens, temperature=0, ignore_eos=True)
     started = time.perf_counter()
     for i, ref in enumerate(chosen[load.mode]):
         prompt = rng.integers(3, vocab, load.prompt_tokens).tolist()
-        engine.add_request(
-            GenerationRequest(id=str(i), prompt_token_ids=prompt, params=params, adapter=ref)
-        )
+        engine.add_request(GenerationRequest(id=str(i), prompt_token_ids=prompt, params=params, adapter=ref))
     result = Run()
     last: dict[str, float] = {}
     while engine.has_requests:
@@ -178,9 +182,7 @@ def _row(engine: Engine, load: Workload, runs: list[Run], bandwidth_gb_s: float)
     return {
         "mode": load.mode,
         "batch": load.batch,
-        "output_tok_s": round(
-            statistics.median(load.batch * load.output_tokens / r.wall_s for r in runs), 1
-        ),
+        "output_tok_s": round(statistics.median(load.batch * load.output_tokens / r.wall_s for r in runs), 1),
         "ttft_ms_p50": round(1e3 * statistics.median(ttft), 2),
         "itl_ms_p50": round(1e3 * itl, 3),
         "itl_ms_p99": round(1e3 * gaps[int(0.99 * (len(gaps) - 1))], 3) if gaps else 0.0,

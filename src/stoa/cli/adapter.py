@@ -35,7 +35,10 @@ def add(
 
 @app.command("list")
 def list_(
-    url: Url = None, model: Model = None, home: Home = None, as_json: Annotated[bool, typer.Option("--json")] = False
+    url: Url = None,
+    model: Model = None,
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """List registered adapters."""
     if url:

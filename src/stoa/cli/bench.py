@@ -45,7 +45,9 @@ def lora(
     if as_json:
         print(json.dumps(report))
         return
-    print(f"{report['machine']['cpu']}, {report['model']['kernels']}, {report['model']['name']} {dtype}, rank {rank}")
+    print(
+        f"{report['machine']['cpu']}, {report['model']['kernels']}, {report['model']['name']} {dtype}, rank {rank}"
+    )
     names = list(report["rows"][0])
     print("  ".join(f"{name:>13s}" for name in names))
     for row in report["rows"]:

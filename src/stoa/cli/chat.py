@@ -23,7 +23,7 @@ def chat(
 
     key = load_settings().api_key
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    options = {"temperature": temperature, "max_tokens": max_tokens}
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=None) as client:
             options["model"] = model or client.get("/v1/models").json()["data"][0]["id"]

@@ -23,7 +23,9 @@ def resolve_model(settings: Settings) -> tuple[str, Path]:
     if folder.is_dir():
         return settings.served_model_name or folder.resolve().name, folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ConfigError(f"model {name!r} is not a folder; accepted: demo, a folder, a hub id such as owner/name")
+        raise ConfigError(
+            f"model {name!r} is not a folder; accepted: demo, a folder, a hub id such as owner/name"
+        )
     return settings.served_model_name or name, _download(name)
 
 
@@ -31,7 +33,9 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ConfigError(f"model {name!r} is a hub id; to fetch it, install the extra: pip install 'stoa[hub]'") from None
+        raise ConfigError(
+            f"model {name!r} is a hub id; to fetch it, install the extra: pip install 'stoa[hub]'"
+        ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except Exception as error:

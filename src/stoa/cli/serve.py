@@ -172,7 +172,9 @@ def _bind(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"cannot bind {settings.host}:{settings.port}: {error}; choose another --port") from None
+        raise ConfigError(
+            f"cannot bind {settings.host}:{settings.port}: {error}; choose another --port"
+        ) from None
     return listener
 
 

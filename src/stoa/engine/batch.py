@@ -90,7 +90,8 @@ def _lora_rows(
     counts: list[int],
 ) -> Any:
     """One segment per run of equal adapters; None if no row has one."""
-    starts, adapters = [0], []
+    starts = [0]
+    adapters: list[PackedAdapter | None] = []
     current: str | None = None
     for seq, count in zip(seqs, counts, strict=True):
         if adapters and seq.adapter_id == current:

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -58,7 +59,12 @@ class LocalReplica:
     """An engine in a process of its own on this machine."""
 
     def __init__(
-        self, config: EngineConfig, *, max_queue: int = 1024, factory: str = DEFAULT_FACTORY, start_s: float = 600.0
+        self,
+        config: EngineConfig,
+        *,
+        max_queue: int = 1024,
+        factory: str = DEFAULT_FACTORY,
+        start_s: float = 600.0,
     ) -> None:
         self.config = config
         self.max_queue = max_queue
@@ -97,7 +103,7 @@ class LocalReplica:
         """Refuses new requests, lets running ones finish for up to `drain_s`, then ends the process."""
         self._draining = True
         deadline = time.monotonic() + drain_s
-        while self._live and time.monotonic() < deadline:
+        while self._live and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         self._stopped = True
         self.ready = False
@@ -125,7 +131,9 @@ class LocalReplica:
             while left:
                 events = await live.queue.get()
                 if events is None:
-                    raise EngineUnavailable("the engine stopped while this request was running; send it again")
+                    raise EngineUnavailable(
+                        "the engine stopped while this request was running; send it again"
+                    )
                 live.produced = True
                 left -= sum(e.finish_reason is not None for e in events)
                 if any(e.finish_reason == "error" for e in events):
@@ -197,10 +205,9 @@ class LocalReplica:
         echo = asyncio.create_task(self._echo_stderr(self._process))
         exited = asyncio.create_task(self._process.wait())
         try:
-            done, _ = await asyncio.wait(
-                {connected, exited}, timeout=self.start_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if connected not in done:
+            pair: set[asyncio.Future[Any]] = {connected, exited}
+            await asyncio.wait(pair, timeout=self.start_s, return_when=asyncio.FIRST_COMPLETED)
+            if not connected.done():
                 await self._kill()
                 await echo
                 raise self._start_error()

@@ -128,9 +128,7 @@ class Worker:
 
 def _refusals(request: GenerationRequest, error: StoaError) -> list[TokenEvent]:
     code = error.code or error.type
-    return [
-        TokenEvent(request_id=request.id, finish_reason="error", error=error.message, error_code=code)
-    ]
+    return [TokenEvent(request_id=request.id, finish_reason="error", error=error.message, error_code=code)]
 
 
 async def serve(socket: str, engine: EngineLike) -> None:
@@ -145,7 +143,10 @@ async def serve(socket: str, engine: EngineLike) -> None:
     worker = Worker(engine, send)
     send(
         Hello(
-            pid=os.getpid(), kernels=engine.kernels_name, notice=engine.notice, max_model_len=engine.max_model_len
+            pid=os.getpid(),
+            kernels=engine.kernels_name,
+            notice=engine.notice,
+            max_model_len=engine.max_model_len,
         )
     )
 

@@ -25,7 +25,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
-class Unauthorized(StoaError):  # noqa: N818 (named as its siblings in stoa.errors)
+class Unauthorized(StoaError):
     """No API key, or a wrong one."""
 
     status = 401

@@ -53,7 +53,12 @@ class _PartStruct(ctypes.Structure):
 
 
 class _LoraStruct(ctypes.Structure):
-    _fields_ = (("a", c_void_p), ("columns", c_int64), ("n_parts", c_int64), ("part", _PartStruct * MAX_PARTS))
+    _fields_ = (
+        ("a", c_void_p),
+        ("columns", c_int64),
+        ("n_parts", c_int64),
+        ("part", _PartStruct * MAX_PARTS),
+    )
 
 
 class _SegmentsStruct(ctypes.Structure):
@@ -61,7 +66,9 @@ class _SegmentsStruct(ctypes.Structure):
 
 
 class _LayoutStruct(ctypes.Structure):
-    _fields_ = tuple((name, c_int64) for name in ("layers", "kv_heads", "head_dim", "block_size", "page_bytes"))
+    _fields_ = tuple(
+        (name, c_int64) for name in ("layers", "kv_heads", "head_dim", "block_size", "page_bytes")
+    )
 
 
 class _RowsStruct(ctypes.Structure):
@@ -80,7 +87,9 @@ class _RowsStruct(ctypes.Structure):
 class CpuLinear:
     """A weight in strips. `address` is of the structure the kernels read."""
 
-    def __init__(self, data: Tensor, bias: Tensor | None, k: int, lanes: int, splits: tuple[int, ...]) -> None:
+    def __init__(
+        self, data: Tensor, bias: Tensor | None, k: int, lanes: int, splits: tuple[int, ...]
+    ) -> None:
         self.k = k
         self.lanes = lanes
         self.splits = splits
@@ -180,7 +189,9 @@ class CpuKernels:
                 strips[s, whole_k, : len(column), 0] = column
         if n % STRIP and whole_k:  # a narrow last strip
             block = matrix[whole_n * STRIP :, : whole_k * self._per_lane]
-            strips[whole_n, :whole_k, : n % STRIP] = block.unflatten(1, (whole_k, self._per_lane)).permute(1, 0, 2)
+            strips[whole_n, :whole_k, : n % STRIP] = block.unflatten(1, (whole_k, self._per_lane)).permute(
+                1, 0, 2
+            )
 
     def _pack_bias(self, biases: Sequence[Tensor | None], splits: Sequence[int]) -> Tensor | None:
         if all(b is None for b in biases):
@@ -212,7 +223,10 @@ class CpuKernels:
         self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]], dst: Tensor
     ) -> CpuAdapter:
         table = (_LoraStruct * len(linears))()
-        flat, at = dst.view(self.dtype) if dst.numel() % 4 == 0 else dst[: dst.numel() // 4 * 4].view(self.dtype), 0
+        flat, at = (
+            dst.view(self.dtype) if dst.numel() % 4 == 0 else dst[: dst.numel() // 4 * 4].view(self.dtype),
+            0,
+        )
         for entry, linear, group in zip(table, linears, pairs, strict=True):
             assert isinstance(linear, CpuLinear)
             if any(p is not None for p in group):

@@ -33,15 +33,23 @@ class Linear(Protocol):
     """A packed weight: one or more [n_i, K] matrices that read the same input (q/k/v, gate/up),
     with their outputs side by side. Opaque but for these."""
 
-    k: int
-    splits: tuple[int, ...]  # n_i, outputs of each part
-    nbytes: int
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """n_i, outputs of each part."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class PackedAdapter(Protocol):
     """An adapter laid out for the kernels inside pool memory that somebody else owns. Opaque."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,13 @@ class Kernels(Protocol):
     """All arithmetic of the forward pass. Methods write into `out` tensors, which are contiguous
     and never alias inputs. `dtype` is the compute dtype."""
 
-    name: str  # e.g. "torch", "cpu-amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-portable"
-    dtype: torch.dtype
+    @property
+    def name(self) -> str:
+        """E.g. "torch", "cpu-amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-portable"."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     # -- weights, once at load
     def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
@@ -118,6 +131,10 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
         """gate_up: [T, 2I] in `dtype` -> out: [T, I] = silu(gate) * up."""
+        ...
+
+    def argmax(self, logits: Tensor) -> list[int]:
+        """logits: [n, V] fp32 -> index of each row's largest; the lowest among equals."""
         ...
 
     # -- attention

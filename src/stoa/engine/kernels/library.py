@@ -34,7 +34,10 @@ def _load() -> tuple[Any, str]:
     """(library, "") or (None, why not)."""
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not found:
-        return None, "the C kernels were not built (no C compiler at install): running on slower torch kernels"
+        return (
+            None,
+            "the C kernels were not built (no C compiler at install): running on slower torch kernels",
+        )
     try:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:

@@ -1,9 +1,10 @@
-"""The kernels in plain torch: the truth that the fast ones are tested against, and the path without a compiler."""
+"""The kernels in plain torch: the truth that fast ones are tested against, and the path without a compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class TorchLinear:
 
 @dataclass(frozen=True)
 class TorchAdapter:
-    """parts[i]: (first output column, A, B, scale) of each adapted part of linear i; A, B view pool memory."""
+    """parts[i]: (first output column, A, B, scale) of the adapted parts of linear i; A, B view the pool."""
 
     parts: list[list[tuple[int, Tensor, Tensor, float]]]
     nbytes: int
@@ -98,10 +99,10 @@ class TorchKernels:
     def linear(
         self,
         x: Tensor,
-        w: TorchLinear,
+        w: Any,
         out: Tensor,
         *,
-        lora: _Segments | None = None,
+        lora: Any = None,
         index: int = 0,
         accumulate: bool = False,
     ) -> None:
@@ -141,7 +142,8 @@ class TorchKernels:
         pages = kv.view(-1, layout.page_bytes).view(self.dtype)[
             :, layer * per_layer : (layer + 1) * per_layer
         ]
-        return pages.unflatten(1, (2, layout.kv_heads, layout.block_size, layout.head_dim))
+        shape = (2, layout.kv_heads, layout.block_size, layout.head_dim)
+        return torch.unflatten(pages, 1, shape)
 
     def rope_append(
         self,

@@ -285,7 +285,9 @@ class LocalReplica:
     def _lost(self) -> None:
         """The connection is gone: what had produced something ends, the rest waits for the next engine."""
         self.ready = False
-        self._writer = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         for waiter in self._stats_waiters:
             if not waiter.done():
                 waiter.set_exception(EngineUnavailable("the engine stopped"))

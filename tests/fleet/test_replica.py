@@ -160,6 +160,6 @@ async def test_a_refusal_of_the_engine_reaches_the_caller() -> None:
 async def test_an_engine_that_cannot_start_says_why(model: str, error: type[Exception]) -> None:
     """Its typed error, or the end of what it printed."""
     r = LocalReplica(EngineConfig(model=model), factory=FACTORY)
-    with pytest.raises(error, match="Fancy|no such device"):
+    with pytest.raises(error, match=r"Fancy|no such device"):
         await r.start()
     await r.stop(0)

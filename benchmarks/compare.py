@@ -55,12 +55,16 @@ def main() -> None:
     report = {
         "machine": machine_facts(),
         "model": args.model,
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
         "command": "python benchmarks/compare.py " + " ".join(sys.argv[1:]),
         "rows": rows,
     }
     for row in rows:
-        print(f"{row['engine']:6s} {row['mode']:9s} {row['batch']:3d} {row['output_tok_s']:9.1f} tok/s  {row['rounds']}")
+        print(
+            f"{row['engine']:6s} {row['mode']:9s} {row['batch']:3d} {row['output_tok_s']:9.1f} tok/s  {row['rounds']}"
+        )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")

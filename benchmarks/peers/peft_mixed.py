@@ -42,7 +42,11 @@ def main() -> None:
     @torch.inference_mode()
     def run(batch: int) -> float:
         ids = torch.from_numpy(rng.integers(3, 32000, (batch, args.prompt_tokens)))
-        names = {} if args.mode == "base" else {"adapter_names": [folders[i % len(folders)].name for i in range(batch)]}
+        names = (
+            {}
+            if args.mode == "base"
+            else {"adapter_names": [folders[i % len(folders)].name for i in range(batch)]}
+        )
         started = time.perf_counter()
         out = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, eos_token_id=None,
@@ -55,7 +59,9 @@ def main() -> None:
     for batch in args.batch:
         run(batch)
         wall_s = statistics.median(run(batch) for _ in range(args.repeats))
-        rows.append({"mode": args.mode, "batch": batch, "output_tok_s": round(batch * args.output_tokens / wall_s, 1)})
+        rows.append(
+            {"mode": args.mode, "batch": batch, "output_tok_s": round(batch * args.output_tokens / wall_s, 1)}
+        )
     print("\n" + json.dumps({"engine": f"transformers {transformers.__version__} + peft", "rows": rows}))
 
 

@@ -38,11 +38,18 @@ def main() -> None:
     lora = args.mode != "base"
     options = {"enable_lora": True, "max_loras": 32, "max_lora_rank": 16, "max_cpu_loras": 33} if lora else {}
     engine = vllm.LLM(
-        args.model, dtype="bfloat16", max_model_len=512, max_num_seqs=32, enable_prefix_caching=False, **options
+        args.model,
+        dtype="bfloat16",
+        max_model_len=512,
+        max_num_seqs=32,
+        enable_prefix_caching=False,
+        **options,
     )
     folders = sorted(Path(args.adapters).iterdir())
     rng = np.random.default_rng(0)
-    params = vllm.SamplingParams(max_tokens=args.output_tokens, temperature=0, ignore_eos=True, detokenize=False)
+    params = vllm.SamplingParams(
+        max_tokens=args.output_tokens, temperature=0, ignore_eos=True, detokenize=False
+    )
 
     def run(batch: int) -> float:
         prompts = [
@@ -60,7 +67,9 @@ def main() -> None:
     for batch in args.batch:
         run(batch)  # warms up and loads the adapters
         wall_s = statistics.median(run(batch) for _ in range(args.repeats))
-        rows.append({"mode": args.mode, "batch": batch, "output_tok_s": round(batch * args.output_tokens / wall_s, 1)})
+        rows.append(
+            {"mode": args.mode, "batch": batch, "output_tok_s": round(batch * args.output_tokens / wall_s, 1)}
+        )
     print("\n" + json.dumps({"engine": f"vllm {vllm.__version__}", "rows": rows}))
 
 

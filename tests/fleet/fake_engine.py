@@ -57,7 +57,9 @@ class FakeEngine:
             if time.monotonic() < starts:
                 continue
             last = done + 1 >= request.prompt_token_ids[0]
-            events.append(TokenEvent(request_id=name, token_ids=[done], finish_reason="stop" if last else None))
+            events.append(
+                TokenEvent(request_id=name, token_ids=[done], finish_reason="stop" if last else None)
+            )
             self._live[name] = (request, starts, done + 1)
             if last:
                 del self._live[name]

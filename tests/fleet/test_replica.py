@@ -156,7 +156,9 @@ async def test_a_refusal_of_the_engine_reaches_the_caller() -> None:
         assert [(e.finish_reason, e.error_code) for e in events] == [("error", "invalid_request_error")]
 
 
-@pytest.mark.parametrize(("model", "error"), [("unsupported", UnsupportedModel), ("crash", EngineUnavailable)])
+@pytest.mark.parametrize(
+    ("model", "error"), [("unsupported", UnsupportedModel), ("crash", EngineUnavailable)]
+)
 async def test_an_engine_that_cannot_start_says_why(model: str, error: type[Exception]) -> None:
     """Its typed error, or the end of what it printed."""
     r = LocalReplica(EngineConfig(model=model), factory=FACTORY)

@@ -31,7 +31,9 @@ def randn(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32)
     return torch.randn(*shape, generator=rng).to(dtype)
 
 
-def adapter(rng: torch.Generator, k: int, splits: tuple[int, ...], ranks: tuple[int, ...]) -> list[LoraPair | None]:
+def adapter(
+    rng: torch.Generator, k: int, splits: tuple[int, ...], ranks: tuple[int, ...]
+) -> list[LoraPair | None]:
     return [
         LoraPair(randn(rng, r, k) * 0.3, randn(rng, n, r) * 0.3, 0.7 + 0.1 * r % 1) if r else None
         for n, r in zip(splits, ranks, strict=True)
@@ -69,7 +71,9 @@ SEGMENTS: list[tuple[list[int], list[tuple[int, ...] | None]]] = [
 @each_path
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("segments", SEGMENTS, ids=lambda s: str(s[0]))
-def test_linear_with_adapters_equals_the_reference(isa: str, dtype: torch.dtype, shape: Any, segments: Any) -> None:
+def test_linear_with_adapters_equals_the_reference(
+    isa: str, dtype: torch.dtype, shape: Any, segments: Any
+) -> None:
     """Any mix of adapters, ranks, absent parts and odd sizes."""
     k, splits, bias = shape
     starts, ranks = segments
@@ -99,7 +103,9 @@ def test_a_row_of_a_linear_keeps_its_bits_in_any_company(isa: str, dtype: torch.
     kernels = load_kernels(dtype, isa=isa)
     splits = (80, 48, 40)
     linear = kernels.pack_linear([randn(rng, n, 200) for n in splits], [None] * 3)
-    some = [pack(kernels, linear, adapter(rng, 200, splits, r)) for r in ((16, 16, 16), (5, 0, 1), (40, 8, 2))]
+    some = [
+        pack(kernels, linear, adapter(rng, 200, splits, r)) for r in ((16, 16, 16), (5, 0, 1), (40, 8, 2))
+    ]
     rows = randn(rng, 70, 200, dtype=dtype)
     which = [None, *some]
 
@@ -123,7 +129,14 @@ def test_a_row_of_a_linear_keeps_its_bits_in_any_company(isa: str, dtype: torch.
 
 
 def attention_case(
-    kernels: Kernels, rng: torch.Generator, lens: list[int], q_heads: int, kv_heads: int, d: int, block: int, norm: bool
+    kernels: Kernels,
+    rng: torch.Generator,
+    lens: list[int],
+    q_heads: int,
+    kv_heads: int,
+    d: int,
+    block: int,
+    norm: bool,
 ) -> dict[str, Any]:
     layout = kernels.kv_layout(2, kv_heads, d, block)
     pages = [-(-n // block) for n in lens]
@@ -219,7 +232,11 @@ def test_elementwise_operations_equal_the_reference(isa: str, dtype: torch.dtype
     rng = torch.Generator().manual_seed(0)
     kernels, reference = load_kernels(dtype, isa=isa), TorchKernels(dtype)
     for width in (5, 16, 75, 768):
-        x, weight, gate_up = randn(rng, 9, width) * 3, randn(rng, width), randn(rng, 9, 2 * width, dtype=dtype) * 8
+        x, weight, gate_up = (
+            randn(rng, 9, width) * 3,
+            randn(rng, width),
+            randn(rng, 9, 2 * width, dtype=dtype) * 8,
+        )
         got, alone, expected = (torch.empty(n, width, dtype=dtype) for n in (9, 1, 9))
         kernels.rms_norm(x, weight, 1e-6, got)
         reference.rms_norm(x, weight, 1e-6, expected)

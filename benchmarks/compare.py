@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def run(
             str(peers / engine / "bin" / "python"), str(HERE / "peers" / PEERS[engine]),
             "--model", str(cache / model), "--adapters", str(cache / f"{model}-r16"), *common,
         ]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{engine} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     rows: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])["rows"]

@@ -17,7 +17,7 @@ from stoa.errors import InvalidRequest
 
 _MAX_SOURCE_CHARS = 200_000
 # Bounded, or a model that likes spaces would fill its budget with them.
-_WHITESPACE = r"[ \t\r\n]{0,40}"
+_WHITESPACE = r"(\n {0,16}| )?"  # between JSON tokens: one space, or a line break and its indentation
 
 
 class GrammarCompiler:

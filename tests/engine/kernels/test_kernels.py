@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_attention_keeps_its_bits_however_a_prompt_is_cut(isa: str, dtype: torch
         rng = torch.Generator().manual_seed(1)
         case = attention_case(kernels, rng, [60, 40], 6, 2, 32, 16, norm=False)
         parts = []
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in itertools.pairwise(cuts):
             spans = [(0, first, last)] + ([(1, 0, 40)] if beside else [])
             parts.append(attention_step(kernels, case, spans, 6, window)[0])
         return torch.cat(parts)

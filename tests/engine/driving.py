@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams, TokenEvent
-
-GIB = 1 << 30
+from stoa.engine.adapters.peft import read_adapter
+from stoa.engine.model.config import read_model_config
+from tests.engine.tiny import VARIANTS, model_folder
 
 
 @dataclass
@@ -26,8 +28,14 @@ def make_engine(folder: Path, **overrides: Any) -> Engine:
     return Engine(EngineConfig(**(settings | overrides)))
 
 
+@functools.cache
 def ref(path: Path) -> AdapterRef:
-    return AdapterRef(id=path.name, path=str(path))
+    """Of an adapter folder of `tiny`; others get an id of their own."""
+    name = path.name.partition("-adapter-")[0]
+    if name not in VARIANTS:
+        return AdapterRef(id=path.name, path=str(path))
+    spec = read_adapter(path, read_model_config(model_folder(name)), max_rank=512)
+    return AdapterRef(id=spec.id, path=str(path))
 
 
 def request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -167,7 +168,7 @@ def test_a_cold_adapter_delays_only_its_own_requests(monkeypatch: pytest.MonkeyP
     gate = threading.Event()
     engine = make_engine(model_folder("llama"))
     read = engine.adapters.read
-    monkeypatch.setattr(engine.adapters, "read", lambda path: gate.wait(20) and read(path))
+    monkeypatch.setattr(engine.adapters, "read", lambda ref: gate.wait(20) and read(ref))
     engine.add_request(request("cold", prompt(1, 8), adapter=adapter_folder("llama", 1)))
     engine.add_request(request("warm", prompt(2, 8)))
     answers: dict[tuple[str, int], Answer] = {}
@@ -217,6 +218,7 @@ def test_embedding_is_the_mean_hidden_state_whatever_the_chunks() -> None:
         ({"repetition_penalty": 0.0}, InvalidRequest, "repetition_penalty"),
         ({"presence_penalty": 3.0}, InvalidRequest, "presence_penalty"),
         ({"logit_bias": {9999: 1.0}}, InvalidRequest, "logit_bias"),
+        ({"stop_token_ids": (320,)}, InvalidRequest, "stop_token_ids"),
         ({"stop": ("x",)}, InvalidRequest, "stop"),
         ({"n": 0}, InvalidRequest, "n"),
     ],
@@ -285,3 +287,14 @@ def test_a_sequence_that_outgrows_the_pool_beside_its_adapter_is_refused() -> No
     assert last.error_code == "out_of_memory"
     assert "pool_gib" in (last.error or "")
     assert_all_returned(engine)
+
+
+def test_an_adapter_whose_files_changed_is_not_served_under_its_old_id(tmp_path: Any) -> None:
+    """Caches are keyed by content: a folder that holds something else now is refused."""
+    engine = make_engine(model_folder("llama"))
+    asked = request("r", [5], adapter=adapter_folder("llama", 0))
+    other = str(adapter_folder("llama", 1))
+    changed = msgspec.structs.replace(asked, adapter=msgspec.structs.replace(asked.adapter, path=other))
+    last = drain(engine, [changed])["r", 0].last
+    assert last is not None
+    assert last.error_code == "invalid_adapter"

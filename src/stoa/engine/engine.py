@@ -196,8 +196,10 @@ class Engine:
             return "", "stop", token if token in p.stop_token_ids else None
         if seq.grammar is not None:
             seq.grammar.accept(token)
-        text, stop = seq.text.push(token) if seq.text is not None else ("", None)
-        if stop is not None and seq.num_output >= p.min_tokens:
+        text, stop = "", None
+        if seq.text is not None:
+            text, stop = seq.text.push(token, may_stop=seq.num_output >= p.min_tokens)
+        if stop is not None:
             return text, "stop", stop
         if seq.grammar is not None and seq.grammar.finished:
             return text, "stop", None
@@ -316,8 +318,10 @@ class Engine:
             parent=parent,
         )
 
-    def _read_adapter(self, path: Path) -> Pairs:
-        return load_pairs(read_adapter(path, self.model, max_rank=self.config.max_lora_rank))
+    def _read_adapter(self, ref: AdapterRef) -> Pairs:
+        """Raises InvalidAdapter also when the folder no longer holds what `ref.id` says."""
+        spec = read_adapter(Path(ref.path), self.model, max_rank=self.config.max_lora_rank)
+        return load_pairs(spec, expected_id=ref.id)
 
     def _context_limit(self) -> int:
         asked, own = self.config.max_model_len, self.model.max_position

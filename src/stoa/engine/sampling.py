@@ -38,6 +38,11 @@ def check_params(p: SamplingParams, vocab_size: int) -> None:
         ("repetition_penalty", 0 < p.repetition_penalty <= 100, "above 0 and at most 100"),
         ("logprobs", p.logprobs is None or 0 <= p.logprobs <= MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}"),
         ("stop", all(p.stop), "non-empty strings"),
+        (
+            "stop_token_ids",
+            all(0 <= t < vocab_size for t in p.stop_token_ids),
+            f"token ids below {vocab_size}",
+        ),
         ("logit_bias", all(0 <= t < vocab_size for t in p.logit_bias), f"token ids below {vocab_size}"),
         ("logit_bias", all(-100 <= b <= 100 for b in p.logit_bias.values()), "biases between -100 and 100"),
     ):

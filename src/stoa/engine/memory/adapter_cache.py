@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from stoa.engine.kernels.interface import Kernels, Linear, LoraPair, PackedAdapter
 from stoa.engine.memory.pool import PagePool
@@ -55,7 +54,7 @@ class AdapterCache:
         kernels: Kernels,
         linears: list[Linear],
         keys: ModuleKeys,
-        read: Callable[[Path], Pairs],
+        read: Callable[[AdapterRef], Pairs],
         *,
         host_bytes: int,
         wakeup: threading.Event,
@@ -96,7 +95,7 @@ class AdapterCache:
         known = self._resident.get(ref.id)
         if ref.id in self._host or ref.id in self._reading or (known and not known.forgotten):
             return
-        future = self._threads.submit(self._read, Path(ref.path))
+        future = self._threads.submit(self._read, ref)
         self._reading[ref.id] = future
         future.add_done_callback(lambda _: self.wakeup.set())
 
@@ -222,9 +221,9 @@ class AdapterCache:
         resident = self._resident.pop(adapter_id)
         self.pool.give_back(resident.first_page, resident.num_pages)
 
-    def _read(self, path: Path) -> HostAdapter:
+    def _read(self, ref: AdapterRef) -> HostAdapter:
         try:
-            pairs = self.read(path)
+            pairs = self.read(ref)
         except StoaError:
             raise
         except OSError as error:

@@ -85,6 +85,9 @@ def collect(events: list[TokenEvent], answers: dict[tuple[str, int], Answer]) ->
 def assert_all_returned(engine: Engine) -> None:
     """No page is held by anybody once nothing runs and nothing unused is kept."""
     assert engine.blocks.num_held == 0
+    for resident in engine.adapters._resident.values():
+        if resident.laying_out is not None:  # a cancelled request may leave its adapter on the way
+            resident.laying_out.result(20)
     while engine.scheduler._evict_unused():
         pass
     assert engine.pool.num_free == engine.pool.num_pages

@@ -37,7 +37,7 @@ def test_base_continues_like_transformers(name: str) -> None:
         assert value == pytest.approx(float(logprobs[token]), rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-mha-odd", "mistral-window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_adapter_in_one_batch_continues_like_peft(name: str) -> None:
     """All adapters and the base together in one step give each what peft gives it alone."""
     engine = make_engine(model_folder(name), max_batch_tokens=48)

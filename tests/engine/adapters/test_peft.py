@@ -15,7 +15,8 @@ import pytest
 import torch
 import transformers
 
-from stoa.engine.adapters.peft import LM_HEAD, AdapterSpec, load_pairs, module_name, read_adapter
+from stoa.engine.adapters.names import LM_HEAD, module_name
+from stoa.engine.adapters.peft import AdapterSpec, load_pairs, read_adapter
 from stoa.errors import InvalidAdapter
 from tests.engine.adapters.folders import BASE, RAW, tensors, write
 
@@ -278,7 +279,7 @@ def test_an_unreadable_config_is_refused(tmp_path: Path, text: str | None) -> No
 
 def test_an_endless_expression_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A regular expression that would run for ever ends after a time, whatever its form."""
-    monkeypatch.setattr("stoa.engine.adapters.peft._MATCH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("stoa.engine.adapters.patterns._TIMEOUT_S", 0.3)
     for evil in (
         r"(([a-z._0-9])+)+!",
         "(?:" + "".join(f"({c}|{c})" for c in "model.layers.0.self_attn.q_") + "!)",

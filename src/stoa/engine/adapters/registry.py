@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stoa.engine.adapters.peft import CONFIG_FILE, WEIGHTS_FILE, AdapterSpec, read_adapter
+from stoa.engine.adapters.names import CONFIG_FILE, WEIGHTS_FILE
+from stoa.engine.adapters.peft import AdapterSpec, read_adapter
 from stoa.engine.model.config import ModelConfig
 from stoa.engine.request import AdapterRef
 from stoa.errors import AdapterExists, InvalidAdapter, ModelNotFound

@@ -55,6 +55,7 @@ class _PartStruct(ctypes.Structure):
 class _LoraStruct(ctypes.Structure):
     _fields_ = (
         ("a", c_void_p),
+        ("a_bytes", c_int64),
         ("columns", c_int64),
         ("n_parts", c_int64),
         ("part", _PartStruct * MAX_PARTS),
@@ -62,7 +63,7 @@ class _LoraStruct(ctypes.Structure):
 
 
 class _SegmentsStruct(ctypes.Structure):
-    _fields_ = (("n", c_int64), ("starts", c_void_p), ("adapters", c_void_p))
+    _fields_ = (("n", c_int64), ("starts", c_void_p), ("adapters", c_void_p), ("n_linears", c_int64))
 
 
 class _LayoutStruct(ctypes.Structure):
@@ -115,6 +116,7 @@ class CpuAdapter:
 
     def __init__(self, table: Any, nbytes: int) -> None:
         self._table = table
+        self.n_linears = len(table)
         self.address = ctypes.addressof(table)
         self.nbytes = nbytes
 
@@ -124,7 +126,8 @@ class _Segments:
         first = np.asarray(starts, dtype=np.int32)
         table = np.asarray([a.address if a is not None else 0 for a in adapters], dtype=np.int64)
         self._keep = (first, table)
-        self._struct = _SegmentsStruct(len(adapters), first.ctypes.data, table.ctypes.data)
+        n_linears = next((a.n_linears for a in adapters if a is not None), 0)
+        self._struct = _SegmentsStruct(len(adapters), first.ctypes.data, table.ctypes.data, n_linears)
         self.address = ctypes.addressof(self._struct)
 
 
@@ -242,7 +245,8 @@ class CpuKernels:
         ranks = [self._even(p.a.shape[0]) for _, p in present]
         stacked = torch.zeros(sum(ranks), linear.lanes * self._per_lane, dtype=self.dtype)
         row = 0
-        entry.a, entry.columns, entry.n_parts = self._address(flat, at), sum(ranks), len(present)
+        entry.a, entry.a_bytes = self._address(flat, at), stacked.nbytes
+        entry.columns, entry.n_parts = sum(ranks), len(present)
         for (_, pair), rank in zip(present, ranks, strict=True):
             stacked[row : row + pair.a.shape[0], : linear.k] = pair.a
             row += rank

@@ -1,7 +1,8 @@
-/* Compiles generic.h for one instruction set: both dtypes, and the table of operations. PATH names the path. */
+/* Compiles the operations for one instruction set: both dtypes, and the table of operations. PATH names the path. */
 #include <math.h>
 #include "stoa_kernels.h"
 #include "simd.h"
+#include "queue.h"
 
 #define GLUE3(a, b, c) a##_##b##_##c
 #define GLUE(a, b, c) GLUE3(a, b, c)
@@ -17,7 +18,9 @@ static inline void FN(store)(float *p, v16 v) { v_store(p, v); }
 #define SKIP_F32
 #endif
 #ifndef SKIP_F32
-#include "generic.h"
+#include "linear.h"
+#include "elementwise.h"
+#include "attention.h"
 const Ops GLUE(ops, f32, PATH) = {FN(linear), FN(rms_norm), FN(silu_mul), FN(rope_append), FN(attention)};
 #endif
 #undef ELT
@@ -42,7 +45,8 @@ static inline v16 FN(load)(const uint16_t *p) { return v_load_bf16(p); }
 static inline void FN(store)(uint16_t *p, v16 v) { v_store_bf16(p, v); }
 #ifdef BASE_TILES_BF16
 #define BASE_TILES BASE_TILES_BF16
-#undef ROW_BLOCK
 #endif
-#include "generic.h"
+#include "linear.h"
+#include "elementwise.h"
+#include "attention.h"
 const Ops GLUE(ops, bf16, PATH) = {FN(linear), FN(rms_norm), FN(silu_mul), FN(rope_append), FN(attention)};

@@ -44,6 +44,7 @@ static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) {
 }
 #endif
 #define PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 #elif defined(PATH_AVX2)
 #include <immintrin.h>
@@ -87,6 +88,7 @@ static inline __m256 half_dot(__m256 acc, const uint8_t *w, uint32_t x) {
 }
 static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) { return BOTH(half_dot(acc.a, w, x), half_dot(acc.b, w + 32, x)); }
 #define PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 #else /* PATH_PORTABLE: plain C */
 typedef struct { float f[16]; } v16;
@@ -117,6 +119,7 @@ static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) {
     return acc;
 }
 #define PREFETCH(p) ((void)0)
+#define PREFETCH_L2(p) ((void)0)
 #endif
 
 static inline v16 v_mac_f32(v16 acc, const uint8_t *w, uint32_t x) {

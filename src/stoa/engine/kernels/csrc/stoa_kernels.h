@@ -41,6 +41,7 @@ typedef struct {
 #define MAX_PARTS 3
 typedef struct {
     const uint8_t *a;   /* strips of [lanes of the linear][width] lanes; NULL: the adapter leaves this linear alone */
+    int64_t a_bytes;
     int64_t columns;    /* of A: the sum of ranks */
     int64_t n_parts;
     LoraPart part[MAX_PARTS];
@@ -50,6 +51,7 @@ typedef struct {
     int64_t n;
     const int32_t *starts;      /* [n + 1] rows */
     const Lora *const *adapters; /* [n] table over the model's linears, or NULL */
+    int64_t n_linears;          /* entries of such a table */
 } Segments;
 
 typedef struct {

@@ -1,9 +1,8 @@
-/* The operations, written once over v16 and compiled per path and dtype. Defines FN(name), ELT, LANE_MAC before.
+/* Linear layers with adapters, written once over v16 and compiled per path and dtype. Defines FN(name), ELT,
+ * LANE_MAC before.
  *
- * One reduction order per row, everywhere: an output element is one chain of multiply-adds over the lanes in
- * order (LoRA's A: four interleaved chains, added in a fixed tree), whatever other rows are in the call. */
-
-/* ---------------------------------------------------------------- linear */
+ * One reduction order per row: an output element is one chain of multiply-adds over the lanes in order (LoRA's A:
+ * four interleaved chains, added in a fixed tree), whatever other rows are in the call. */
 
 typedef struct {
     const LinearCall *call;
@@ -11,7 +10,7 @@ typedef struct {
     int64_t x_stride;     /* bytes */
     uint8_t *h;           /* [rows][h_stride] lanes of (x Aᵀ) * scale, or NULL */
     int64_t h_stride;     /* bytes */
-    int64_t strips_per_task;
+    int64_t strips_per_task, n_tasks;
     const int32_t *chunks; /* shrink tasks: [n][3] segment, first row, rows */
 } FN(Work);
 
@@ -21,17 +20,19 @@ static inline uint32_t FN(lane)(const uint8_t *row, int64_t lane) {
     return u;
 }
 
-/* scratch[m][strip] = chains over lanes, for M rows and N strips starting at `w`. */
+/* out[m][strip] = chains over lanes, for M rows and N strips starting at `w`. Meanwhile `n_ahead` strips that come
+ * next, from `ahead` on, are asked into L2, and the lines of `queue`. */
 #undef GEMM_BLOCK
 #undef SHRINK_BLOCK
 #define GEMM_BLOCK(M, N)                                                                                   \
     static void FN(gemm_##M##x##N)(const uint8_t *x, int64_t xs, const uint8_t *w, int64_t ws, int64_t lanes, \
-                                   float *out, int64_t os) {                                               \
+                                   const uint8_t *ahead, int64_t n_ahead, Queue *queue, float *out, int64_t os) { \
         v16 acc[M][N];                                                                                     \
         for (int m = 0; m < M; m++)                                                                        \
             for (int n = 0; n < N; n++) acc[m][n] = v_zero();                                              \
         for (int64_t l = 0; l < lanes; l++) {                                                              \
-            for (int n = 0; n < N; n++) PREFETCH(w + n * ws + l * STRIP_BYTES + 1024);                     \
+            for (int64_t n = 0; n < n_ahead; n++) PREFETCH_L2(ahead + n * ws + l * STRIP_BYTES);           \
+            queue_step(queue);                                                                             \
             for (int m = 0; m < M; m++) {                                                                  \
                 uint32_t v = FN(lane)(x + m * xs, l);                                                      \
                 for (int n = 0; n < N; n++) acc[m][n] = LANE_MAC(acc[m][n], w + n * ws + l * STRIP_BYTES, v); \
@@ -48,23 +49,30 @@ GEMM_BLOCK(4, 1)
 GEMM_BLOCK(4, 4)
 #endif
 
-static void FN(base)(const FN(Work) *work, int64_t row, int64_t rows, int64_t strip, int64_t strips, float *out) {
+static void FN(base)(const FN(Work) *work, int64_t row, int64_t rows, int64_t strip, int64_t strips, Queue *queue,
+                     float *out) {
     const Linear *w = work->call->w;
     int64_t ws = w->lanes * STRIP_BYTES, xs = work->x_stride, os = strips * STRIP;
 #ifdef BASE_TILES
+    (void)queue;
     BASE_TILES(work->x + row * xs, xs, w->data + strip * ws, ws, w->lanes, rows, strips, out, os);
 #else
+    int64_t blocks = rows / 4 + rows % 4;
     for (int64_t s = 0; s < strips;) {
-        int64_t n = strips - s >= 4 ? 4 : 1;
+        int64_t n = strips - s >= 4 ? 4 : 1, each = ceil_div(n, blocks);
+        const uint8_t *at = w->data + (strip + s) * ws;
+        int64_t next = strip + s + n;
         for (int64_t m = 0; m < rows;) {
-            const uint8_t *x = work->x + (row + m) * xs, *at = w->data + (strip + s) * ws;
+            const uint8_t *from = work->x + (row + m) * xs, *ahead = w->data + next * ws;
+            int64_t n_ahead = min64(each, min64(strip + s + 2 * n, w->n_strips) - next);
             float *to = out + m * os + s * STRIP;
             int64_t step = rows - m >= 4 ? 4 : 1;
-            if (step == 4 && n == 4) FN(gemm_4x4)(x, xs, at, ws, w->lanes, to, os);
-            else if (step == 4) FN(gemm_4x1)(x, xs, at, ws, w->lanes, to, os);
-            else if (n == 4) FN(gemm_1x4)(x, xs, at, ws, w->lanes, to, os);
-            else FN(gemm_1x1)(x, xs, at, ws, w->lanes, to, os);
+            if (step == 4 && n == 4) FN(gemm_4x4)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
+            else if (step == 4) FN(gemm_4x1)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
+            else if (n == 4) FN(gemm_1x4)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
+            else FN(gemm_1x1)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
             m += step;
+            next += max64(n_ahead, 0);
         }
         s += n;
     }
@@ -198,17 +206,38 @@ static void FN(emit)(const LinearCall *call, int64_t row, int64_t rows, int64_t 
     }
 }
 
-#undef ROW_BLOCK
-#define ROW_BLOCK 32
+/* What this task's expand will read, then a share of what the next linear's shrink will. */
+static void FN(queue_adapters)(const LinearCall *call, int64_t task, int64_t n_tasks, int64_t strip, int64_t strips,
+                               Queue *queue) {
+    const Segments *lora = call->lora;
+    for (int64_t g = 0; g < lora->n; g++) {
+        const Lora *mine = lora->adapters[g] ? &lora->adapters[g][call->index] : NULL;
+        for (int64_t p = 0; mine && mine->a && p < mine->n_parts; p++) {
+            const LoraPart *part = &mine->part[p];
+            int64_t first = max64(strip, part->strip), last = min64(strip + strips, part->strip + part->n_strips);
+            int64_t bytes = part->lanes * STRIP_BYTES;
+            if (first < last) queue_add(queue, part->b + (first - part->strip) * bytes, (last - first) * bytes);
+        }
+    }
+    if (call->index + 1 == lora->n_linears) return;
+    for (int64_t g = task; g < lora->n; g += n_tasks) {
+        const Lora *next = lora->adapters[g] ? &lora->adapters[g][call->index + 1] : NULL;
+        if (next && next->a) queue_add(queue, next->a, next->a_bytes);
+    }
+}
+
 static void FN(column_task)(void *arg, int64_t task) {
     const FN(Work) *work = arg;
     const LinearCall *call = work->call;
     int64_t strip = task * work->strips_per_task;
     int64_t strips = min64(work->strips_per_task, call->w->n_strips - strip);
+    Queue queue;
+    queue_start(&queue);
+    if (call->lora && call->rows <= ROW_BLOCK) FN(queue_adapters)(call, task, work->n_tasks, strip, strips, &queue);
     float *scratch = pool_local((size_t)(ROW_BLOCK * strips * STRIP) * sizeof(float));
     for (int64_t row = 0; row < call->rows; row += ROW_BLOCK) {
         int64_t rows = min64(ROW_BLOCK, call->rows - row);
-        FN(base)(work, row, rows, strip, strips, scratch);
+        FN(base)(work, row, rows, strip, strips, &queue, scratch);
         if (work->h) FN(expand_rows)(work, row, rows, strip, strips, scratch);
         FN(emit)(call, row, rows, strip, strips, scratch);
     }
@@ -260,230 +289,7 @@ static void FN(linear)(const LinearCall *call) {
     int64_t strips = call->w->n_strips, bytes = call->w->lanes * STRIP_BYTES;
     int64_t fit = max64(2, (512 << 10) / bytes), share = ceil_div(strips, 4 * (int64_t)pool_threads());
     work.strips_per_task = max64(2, (min64(fit, share) + 1) & ~1);
-    pool_run(ceil_div(strips, work.strips_per_task), FN(column_task), &work);
+    work.n_tasks = ceil_div(strips, work.strips_per_task);
+    pool_run(work.n_tasks, FN(column_task), &work);
 }
 
-/* ---------------------------------------------------------------- elementwise */
-
-/* 1 / sqrt(mean(x²) + eps): sixteen chains, folded in one order; the tail after them. */
-static float FN(inverse_rms)(const float *x, int64_t h, double eps) {
-    v16 acc = v_zero();
-    int64_t i = 0;
-    for (; i + STRIP <= h; i += STRIP) {
-        v16 v = v_load(x + i);
-        acc = v_fma(v, v, acc);
-    }
-    float total = v_sum(acc);
-    for (; i < h; i++) total += x[i] * x[i];
-    return 1.0f / sqrtf(total / (float)h + (float)eps);
-}
-
-typedef struct { const float *x, *w; void *out; double eps; int64_t rows, h, per_task; } FN(Norm);
-
-static void FN(norm_task)(void *arg, int64_t task) {
-    const FN(Norm) *n = arg;
-    int64_t last = min64(n->rows, (task + 1) * n->per_task);
-    for (int64_t row = task * n->per_task; row < last; row++) {
-        const float *x = n->x + row * n->h;
-        ELT *out = (ELT *)n->out + row * n->h;
-        float factor = FN(inverse_rms)(x, n->h, n->eps);
-        int64_t i = 0;
-        for (; i + STRIP <= n->h; i += STRIP)
-            FN(store)(out + i, v_mul(v_mul(v_load(x + i), v_set1(factor)), v_load(n->w + i)));
-        for (; i < n->h; i++) out[i] = FN(round)(x[i] * factor * n->w[i]);
-    }
-}
-
-static void FN(rms_norm)(const float *x, const float *w, double eps, void *out, int64_t rows, int64_t h) {
-    FN(Norm) n = {x, w, out, eps, rows, h, max64(1, ceil_div(16384, h))};
-    pool_run(ceil_div(rows, n.per_task), FN(norm_task), &n);
-}
-
-typedef struct { const ELT *in; ELT *out; int64_t rows, inner, per_task; } FN(Gate);
-
-static v16 FN(silu)(v16 gate, v16 up) {
-    v16 e = v_exp(v_sub(v_zero(), gate));
-    return v_mul(v_div(gate, v_add(v_set1(1), e)), up);
-}
-
-static void FN(gate_task)(void *arg, int64_t task) {
-    const FN(Gate) *g = arg;
-    int64_t last = min64(g->rows, (task + 1) * g->per_task);
-    for (int64_t row = task * g->per_task; row < last; row++) {
-        const ELT *gate = g->in + row * 2 * g->inner, *up = gate + g->inner;
-        ELT *out = g->out + row * g->inner;
-        int64_t i = 0;
-        for (; i + STRIP <= g->inner; i += STRIP) FN(store)(out + i, FN(silu)(FN(load)(gate + i), FN(load)(up + i)));
-        if (i < g->inner) { /* the tail goes through the same arithmetic */
-            float a[STRIP] = {0}, b[STRIP] = {0};
-            for (int64_t j = i; j < g->inner; j++) { a[j - i] = FN(widen)(gate[j]); b[j - i] = FN(widen)(up[j]); }
-            v_store(a, FN(silu)(v_load(a), v_load(b)));
-            for (int64_t j = i; j < g->inner; j++) out[j] = FN(round)(a[j - i]);
-        }
-    }
-}
-
-static void FN(silu_mul)(const void *gate_up, void *out, int64_t rows, int64_t inner) {
-    FN(Gate) g = {gate_up, out, rows, inner, max64(1, ceil_div(8192, inner))};
-    pool_run(ceil_div(rows, g.per_task), FN(gate_task), &g);
-}
-
-/* ---------------------------------------------------------------- attention
- *
- * A page holds, for each layer and KV head,
- *
- *     keys:   [block_size / 16 groups][lanes of head_dim][16 tokens] lanes     scores of 16 tokens in one vector
- *     values: [block_size tokens][head_dim rounded up to 16] elements
- */
-
-static inline int64_t FN(key_lanes)(const Layout *l) { return ceil_div(l->head_dim * (int64_t)sizeof(ELT), 4); }
-static inline int64_t FN(value_width)(const Layout *l) { return (l->head_dim + 15) & ~15; }
-static inline int64_t FN(head_bytes)(const Layout *l) {
-    return l->block_size * (FN(key_lanes)(l) * 4 + FN(value_width)(l) * (int64_t)sizeof(ELT));
-}
-static inline uint8_t *FN(head_page)(const uint8_t *kv, const Layout *l, int64_t page, int64_t layer, int64_t head) {
-    return (uint8_t *)kv + page * l->page_bytes + (layer * l->kv_heads + head) * FN(head_bytes)(l);
-}
-
-/* Rotates (and for Qwen3 normalises) one head: in [D] -> out [D] fp32. */
-static void FN(rotate)(const ELT *in, const float *table, const float *norm, double eps, int64_t d, float *out) {
-    int64_t half = d / 2;
-    float x[1024];
-    for (int64_t i = 0; i < d; i++) x[i] = FN(widen)(in[i]);
-    if (norm) {
-        float factor = FN(inverse_rms)(x, d, eps);
-        for (int64_t i = 0; i < d; i++) x[i] = x[i] * factor * norm[i];
-    }
-    for (int64_t i = 0; i < half; i++) {
-        float c = table[i], s = table[half + i];
-        out[i] = x[i] * c - x[half + i] * s;
-        out[half + i] = x[half + i] * c + x[i] * s;
-    }
-}
-
-static void FN(append_key)(uint8_t *keys, const float *k, int64_t d, int64_t offset, int64_t lanes) {
-    int64_t per_lane = 4 / (int64_t)sizeof(ELT);
-    ELT *group = (ELT *)(keys + (offset / STRIP) * lanes * STRIP_BYTES);
-    for (int64_t i = 0; i < lanes * per_lane; i++)
-        group[(i / per_lane) * STRIP * per_lane + (offset % STRIP) * per_lane + i % per_lane] = FN(round)(i < d ? k[i] : 0.0f);
-}
-
-static void FN(rope_task)(void *arg, int64_t row) {
-    const RopeCall *c = arg;
-    const Layout *l = c->layout;
-    int64_t d = l->head_dim, heads = c->q_heads, lanes = FN(key_lanes)(l);
-    const ELT *in = (const ELT *)c->qkv + row * (heads + 2 * l->kv_heads) * d;
-    const float *table = c->rope + c->rows->positions[row] * d;
-    int64_t page = c->rows->slots[row] / l->block_size, offset = c->rows->slots[row] % l->block_size;
-    float out[1024];
-    for (int64_t h = 0; h < heads; h++) {
-        FN(rotate)(in + h * d, table, c->q_norm, c->eps, d, out);
-        for (int64_t i = 0; i < d; i++) ((ELT *)c->q_out)[(row * heads + h) * d + i] = FN(round)(out[i]);
-    }
-    for (int64_t h = 0; h < l->kv_heads; h++) {
-        uint8_t *keys = FN(head_page)(c->kv, l, page, c->layer, h);
-        FN(rotate)(in + (heads + h) * d, table, c->k_norm, c->eps, d, out);
-        FN(append_key)(keys, out, d, offset, lanes);
-        ELT *values = (ELT *)(keys + l->block_size * lanes * 4) + offset * FN(value_width)(l);
-        memcpy(values, in + (heads + l->kv_heads + h) * d, (size_t)d * sizeof(ELT));
-        for (int64_t i = d; i < FN(value_width)(l); i++) values[i] = 0;
-    }
-}
-
-static void FN(rope_append)(const RopeCall *c) { pool_run(c->rows->n_rows, FN(rope_task), (void *)c); }
-
-#undef HEADS_AT_ONCE
-#define HEADS_AT_ONCE 4
-
-/* Attention of `heads` query heads of one row that share a KV head. Two passes over the visible tokens in groups
- * of 16, always from the group of the first visible one: the order depends on the row's position alone. */
-static void FN(attend)(const AttentionCall *c, int64_t seq, int64_t row, int64_t kv_head, int64_t head, int heads,
-                       float *scores, int64_t stride) {
-    const Layout *l = c->layout;
-    int64_t d = l->head_dim, lanes = FN(key_lanes)(l), width = FN(value_width)(l), bs = l->block_size;
-    int64_t end = c->rows->positions[row] + 1, begin = c->window && end > c->window ? end - c->window : 0;
-    const int32_t *table = c->rows->block_table + seq * c->rows->max_blocks;
-    uint32_t q[HEADS_AT_ONCE][512];
-    float inverse[HEADS_AT_ONCE];
-    for (int h = 0; h < heads; h++) {
-        q[h][lanes - 1] = 0; /* an odd head_dim leaves half a lane */
-        memcpy(q[h], (const ELT *)c->q + (row * c->q_heads + head + h) * d, (size_t)d * sizeof(ELT));
-    }
-    int64_t first = begin & ~(int64_t)15;
-    v16 top[HEADS_AT_ONCE];
-    for (int h = 0; h < heads; h++) top[h] = v_set1(-INFINITY);
-    for (int64_t t = first; t < end; t += STRIP) {
-        const uint8_t *keys = FN(head_page)(c->kv, l, table[t / bs], c->layer, kv_head) + (t % bs) / STRIP * lanes * STRIP_BYTES;
-        v16 acc[HEADS_AT_ONCE];
-        for (int h = 0; h < HEADS_AT_ONCE; h++) acc[h] = v_zero();
-        for (int64_t i = 0; i < lanes; i++)
-            for (int h = 0; h < heads; h++) acc[h] = LANE_MAC(acc[h], keys + i * STRIP_BYTES, q[h][i]);
-        for (int h = 0; h < heads; h++) {
-            float *to = scores + h * stride + (t - first);
-            v_store(to, v_mul(acc[h], v_set1((float)c->scale)));
-            for (int64_t j = 0; j < STRIP; j++) /* also hides what an unfilled slot holds */
-                if (t + j < begin || t + j >= end) to[j] = -INFINITY;
-            top[h] = v_max(top[h], v_load(to));
-        }
-    }
-    for (int h = 0; h < heads; h++) {
-        v16 m = v_set1(v_top(top[h])), sum = v_zero();
-        for (int64_t t = first; t < end; t += STRIP) {
-            float *at = scores + h * stride + (t - first);
-            v16 e = v_exp(v_sub(v_load(at), m));
-            v_store(at, e);
-            for (int64_t j = 0; j < STRIP; j++)
-                if (t + j < begin || t + j >= end) at[j] = 0;
-            sum = v_add(sum, v_load(at));
-        }
-        inverse[h] = 1.0f / v_sum(sum);
-    }
-    for (int64_t column = 0; column < width; column += STRIP) {
-        v16 acc[HEADS_AT_ONCE];
-        for (int h = 0; h < HEADS_AT_ONCE; h++) acc[h] = v_zero();
-        for (int64_t t = begin; t < end;) {
-            const uint8_t *page = FN(head_page)(c->kv, l, table[t / bs], c->layer, kv_head);
-            const ELT *values = (const ELT *)(page + bs * lanes * 4) + column;
-            int64_t stop = min64(end, (t / bs + 1) * bs);
-            for (; t < stop; t++) {
-                v16 v = FN(load)(values + (t % bs) * width);
-                for (int h = 0; h < heads; h++) acc[h] = v_fma(v_set1(scores[h * stride + t - first]), v, acc[h]);
-            }
-        }
-        for (int h = 0; h < heads; h++) {
-            float f[STRIP];
-            v_store(f, v_mul(acc[h], v_set1(inverse[h])));
-            ELT *out = (ELT *)c->out + (row * c->q_heads + head + h) * d;
-            for (int64_t i = 0; i < STRIP && column + i < d; i++) out[column + i] = FN(round)(f[i]);
-        }
-    }
-}
-
-/* A task is one KV head of a few rows of one sequence. */
-typedef struct { const AttentionCall *call; const int32_t *chunks; } FN(Attend);
-
-static void FN(attend_task)(void *arg, int64_t task) {
-    const FN(Attend) *a = arg;
-    const AttentionCall *c = a->call;
-    int64_t kv_heads = c->layout->kv_heads, kv_head = task % kv_heads, group = c->q_heads / kv_heads;
-    const int32_t *chunk = a->chunks + 3 * (task / kv_heads);
-    int64_t stride = ((int64_t)c->rows->context_len[chunk[0]] + 31) & ~15;
-    float *scores = pool_local((size_t)(HEADS_AT_ONCE * stride) * sizeof(float));
-    for (int64_t row = chunk[1]; row < chunk[1] + chunk[2]; row++)
-        for (int64_t h = 0; h < group; h += HEADS_AT_ONCE)
-            FN(attend)(c, chunk[0], row, kv_head, kv_head * group + h, (int)min64(HEADS_AT_ONCE, group - h), scores, stride);
-}
-
-static void FN(attention)(const AttentionCall *c) {
-    const Rows *r = c->rows;
-    int64_t per_chunk = 8, n = 0;
-    int32_t *chunks = pool_scratch(1, (size_t)(r->n_rows / per_chunk + r->n_seqs) * 3 * sizeof(int32_t));
-    for (int64_t s = 0; s < r->n_seqs; s++)
-        for (int64_t row = r->query_start[s]; row < r->query_start[s + 1]; row += per_chunk, n++) {
-            chunks[3 * n] = (int32_t)s;
-            chunks[3 * n + 1] = (int32_t)row;
-            chunks[3 * n + 2] = (int32_t)min64(per_chunk, r->query_start[s + 1] - row);
-        }
-    FN(Attend) a = {c, chunks};
-    pool_run(n * c->layout->kv_heads, FN(attend_task), &a);
-}

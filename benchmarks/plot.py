@@ -33,7 +33,9 @@ def draw(report: dict) -> str:
             parts.append(
                 f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 4}" fill="{COLOURS[row["engine"]]}"/>'
             )
-            parts.append(f'<text x="{LEFT + length + 6:.1f}" y="{middle}">{row["output_tok_s"]:.0f} tok/s</text>')
+            parts.append(
+                f'<text x="{LEFT + length + 6:.1f}" y="{middle}">{row["output_tok_s"]:.0f} tok/s</text>'
+            )
             y += BAR
         y += GAP
     title = f"{report['model']}, bf16, {batch} requests at once, 64 tokens in, 64 out, {report['machine']['cores']} cores"

@@ -1,4 +1,4 @@
-"""Five adapters and the base model answer in the same batch. Start `stoa serve` first.
+"""Five adapters and the base model answer in the same batch. Start `stoa serve` first; `pip install openai`.
 
 python examples/mixed_tenants.py [URL]
 """
@@ -22,7 +22,7 @@ async def main(url: str) -> None:
             )
             return answer.choices[0].message.content or ""
 
-        words = ("colonnade", "marble", "lantern")
+        words = ("column", "marble", "lantern")
         answers = await asyncio.gather(*(ask(m, w) for m in MODELS for w in words))
         for i, model in enumerate(MODELS):
             print(f"{model:10s}", *(f"{a:12s}" for a in answers[i * len(words) : (i + 1) * len(words)]))

@@ -194,4 +194,7 @@ def evaluate(count: int = 400) -> None:
 
 
 if __name__ == "__main__":
-    {"base": train_base, "adapters": train_adapters, "evaluate": evaluate}[sys.argv[1]]()
+    parts = {"base": train_base, "adapters": train_adapters, "evaluate": evaluate}
+    if len(sys.argv) != 2 or sys.argv[1] not in parts:
+        sys.exit(f"usage: train.py {'|'.join(parts)}")
+    parts[sys.argv[1]]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     adapters: str = ""  # a folder of PEFT folders, served in place
     device: Literal["cpu"] = "cpu"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    quantize: Literal["none", "int8", "int4"] = "none"  # of the base weights
     threads: int = 0
     isa: str = ""  # force a lower instruction set path
     max_model_len: int = 0
@@ -77,8 +79,19 @@ def load_settings(
 def _check(source: str, key: str, value: Any) -> None:
     try:
         msgspec.convert({key: value}, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {key} = {value!r}: {error}", param=key) from None
+    except msgspec.ValidationError:
+        kind = typing.get_type_hints(Settings)[key]
+        raise ConfigError(f"{source}: {key} is {value!r}; accepted: {accepted(kind)}", param=key) from None
+
+
+def accepted(kind: Any) -> str:
+    """What a setting of this type may be, in words."""
+    choices = typing.get_args(kind)
+    return (
+        ", ".join(map(str, choices))
+        if choices
+        else {"int": "an integer", "float": "a number", "str": "text"}[kind.__name__]
+    )
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,4 +127,6 @@ def hf_with_adapter(name: str, which: int | None) -> Any:
 
 @functools.cache
 def _scratch() -> Path:
-    return Path(tempfile.mkdtemp(prefix="stoa-tiny-"))
+    folder = Path(tempfile.mkdtemp(prefix="stoa-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from stoa.bench.machine import machine_facts
 from stoa.bench.synthetic import SHAPES, write_adapter, write_model
+from stoa.demo import BASE_DIR
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
 from stoa.engine.adapters.peft import read_adapter
 from stoa.engine.kernels import measure_read_bandwidth
@@ -56,18 +58,24 @@ def run(
     rank: int = 16,
     repeats: int = 3,
     dtype: str = "bf16",
+    quantize: str = "none",
     isa: str | None = None,
     threads: int = 0,
 ) -> dict[str, Any]:
     """`model`: a folder, or a shape of `SHAPES` whose random weights are written under `cache` once."""
+    if min(*batches, prompt_tokens, output_tokens, rank, repeats) < 1:
+        raise ConfigError("batch, prompt_tokens, output_tokens, rank and repeats must be 1 or above")
     unknown = set(modes) - set(MODES)
     if unknown:
         raise ConfigError(f"mode {', '.join(sorted(unknown))} is unknown; accepted: {', '.join(MODES)}")
     folder = _model_folder(model, cache)
     refs = _adapters(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
     engine = Engine(
-        _engine_config(folder, refs, max(batches), prompt_tokens + output_tokens, dtype, isa, threads)
-    )
+        _engine_config(
+            folder, refs, max(batches), prompt_tokens + output_tokens,
+            {"dtype": dtype, "quantize": quantize, "isa": isa, "threads": threads},
+        )
+    )  # fmt: skip
     bandwidth = measure_read_bandwidth()
     workloads = [Workload(m, b, prompt_tokens, output_tokens) for m in modes for b in batches]
     runs: dict[Workload, list[Run]] = {w: [] for w in workloads}
@@ -83,7 +91,13 @@ def run(
         engine.close()
     return {
         "machine": machine_facts() | {"read_bandwidth_gb_s": round(bandwidth, 2)},
-        "model": {"name": model, "dtype": dtype, "kernels": engine.kernels_name, "rank": rank},
+        "model": {
+            "name": model,
+            "dtype": dtype,
+            "quantize": quantize,
+            "kernels": engine.kernels_name,
+            "rank": rank,
+        },
         "workload": {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "repeats": repeats},
         "rows": rows,
     }
@@ -94,9 +108,9 @@ def _model_folder(model: str, cache: Path) -> Path:
         folder = cache / "bench" / model
         write_model(model, folder)
         return folder
-    folder = Path(model)
+    folder = BASE_DIR if model == "demo" else Path(model)
     if not folder.is_dir():
-        raise ConfigError(f"model {model!r} is neither a folder nor one of {', '.join(SHAPES)}")
+        raise ConfigError(f"model {model!r} is neither a folder nor one of demo, {', '.join(SHAPES)}")
     return folder
 
 
@@ -113,23 +127,24 @@ def _adapters(folder: Path, count: int, rank: int, cache: Path) -> list[AdapterR
 
 
 def _engine_config(
-    folder: Path, refs: list[AdapterRef], batch: int, tokens: int, dtype: str, isa: str | None, threads: int
+    folder: Path, refs: list[AdapterRef], batch: int, tokens: int, settings: dict[str, Any]
 ) -> EngineConfig:
     adapter_bytes = 2 * sum(
         f.stat().st_size for r in refs for f in Path(r.path).glob("*.safetensors")
     )  # fp32 engines keep them twice as large
-    return EngineConfig(
-        model=str(folder),
-        dtype=dtype,  # type: ignore[arg-type]
-        isa=isa,
-        threads=threads,
-        max_model_len=tokens + 16,
-        max_num_seqs=batch,
-        pool_bytes=(2 << 30) + adapter_bytes,
-        host_adapter_bytes=max(adapter_bytes, 1 << 28),
-        max_lora_rank=4096,
-        prefix_caching=False,
-    )
+    known = {
+        "model": str(folder),
+        "max_model_len": tokens + 16,
+        "max_num_seqs": batch,
+        "pool_bytes": (2 << 30) + adapter_bytes,
+        "host_adapter_bytes": max(adapter_bytes, 1 << 28),
+        "max_lora_rank": 4096,
+        "prefix_caching": False,
+    }
+    try:
+        return msgspec.convert(known | settings, EngineConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _run_once(engine: Engine, load: Workload, refs: list[AdapterRef], rng: np.random.Generator) -> Run:

@@ -14,9 +14,14 @@ from stoa.errors import InvalidRequest
 if TYPE_CHECKING:
     from stoa.engine.adapters.registry import AdapterRegistry
 
-app = typer.Typer(no_args_is_help=True, help="Add, list and remove LoRA adapters.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Add, list and remove LoRA adapters. A server that wants a key gets STOA_API_KEY.",
+)
 Url = Annotated[str | None, typer.Option("--url", help="a running server, e.g. http://127.0.0.1:8000")]
-Model = Annotated[str | None, typer.Option("--model", help="base model the adapters belong to")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="base model the adapters belong to: demo, a folder, or a hub id")
+]
 Home = Annotated[str | None, typer.Option("--home", help="folder of all state")]
 
 
@@ -49,7 +54,7 @@ def list_(
             {"name": e.name, "version": e.version, "rank": e.rank, "bytes": e.nbytes, "path": str(e.path)}
             for e in _registry(model, home).list()
         ]
-    print(json.dumps(rows) if as_json else "\n".join("  ".join(str(v) for v in row.values()) for row in rows))
+    print(json.dumps(rows) if as_json else _table(rows))
 
 
 @app.command("rm")
@@ -58,8 +63,20 @@ def remove(name: str, url: Url = None, model: Model = None, home: Home = None) -
     if url:
         print(_post(url, "/v1/unload_lora_adapter", {"lora_name": name}))
         return
-    _registry(model, home).remove(name)
+    registry = _registry(model, home)
+    path = registry.get(name).path
+    if not path.is_relative_to(registry.root):
+        raise InvalidRequest(f"{name} is served in place from {path}; it goes when that folder goes")
+    registry.remove(name)
     print(f"removed {name}")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no adapters"
+    lines = [list(rows[0]), *([str(v) for v in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _registry(model: str | None, home: str | None) -> AdapterRegistry:
@@ -80,12 +97,11 @@ def _post(url: str, path: str, body: dict[str, Any]) -> str:
 def _request(method: str, url: str, path: str, body: dict[str, Any] | None) -> str:
     import httpx
 
-    key = load_settings().api_key
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    from stoa.cli.remote import checked, key_header, server_root
+
+    headers = key_header()
     try:
-        response = httpx.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=120)
+        response = httpx.request(method, server_root(url) + path, json=body, headers=headers, timeout=120)
     except httpx.HTTPError as error:
         raise InvalidRequest(f"{url} cannot be reached: {error}") from None
-    if response.is_error:
-        raise InvalidRequest(response.json()["error"]["message"])
-    return response.text
+    return checked(response).text

@@ -14,7 +14,9 @@ app = typer.Typer(no_args_is_help=True, help="Measure this machine with this eng
 
 @app.command("lora")
 def lora(
-    model: Annotated[str, typer.Option(help="a model folder, or a random-weight shape: 134m, 1.1b")] = "134m",
+    model: Annotated[
+        str, typer.Option(help="demo, a model folder, or a random-weight shape: 134m, 1.1b, 8b")
+    ] = "134m",
     batch: Annotated[list[int] | None, typer.Option(help="requests at once; repeatable")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="base, same, distinct; repeatable")] = None,
     prompt_tokens: Annotated[int, typer.Option()] = 64,
@@ -22,6 +24,7 @@ def lora(
     rank: Annotated[int, typer.Option()] = 16,
     repeats: Annotated[int, typer.Option()] = 3,
     dtype: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
+    quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
     isa: Annotated[str | None, typer.Option(help="force an instruction set path")] = None,
     threads: Annotated[int, typer.Option()] = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -39,6 +42,7 @@ def lora(
         rank=rank,
         repeats=repeats,
         dtype=dtype,
+        quantize=quantize,
         isa=isa,
         threads=threads,
     )
@@ -46,7 +50,8 @@ def lora(
         print(json.dumps(report))
         return
     print(
-        f"{report['machine']['cpu']}, {report['model']['kernels']}, {report['model']['name']} {dtype}, rank {rank}"
+        f"{report['machine']['cpu']}, {report['model']['kernels']}, {report['model']['name']} "
+        f"{dtype if quantize == 'none' else quantize}, rank {rank}"
     )
     names = list(report["rows"][0])
     print("  ".join(f"{name:>13s}" for name in names))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stoa.config import load_settings
+from stoa.cli.remote import checked, key_header, server_root
 from stoa.errors import InvalidRequest
 
 
@@ -16,27 +16,28 @@ def chat(
     model: Annotated[str | None, typer.Option(help="base model or adapter; default: the base model")] = None,
     url: Annotated[str, typer.Option(help="a running server")] = "http://127.0.0.1:8000",
     temperature: Annotated[float, typer.Option()] = 0.7,
-    max_tokens: Annotated[int, typer.Option()] = 512,
+    max_tokens: Annotated[int | None, typer.Option(help="default: what fits the context")] = None,
+    system: Annotated[str | None, typer.Option(help="system message")] = None,
 ) -> None:
-    """Chat with a model of a running server."""
+    """Chat with a model of a running server. A server that wants a key gets STOA_API_KEY."""
     import httpx
 
-    key = load_settings().api_key
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+    options: dict[str, Any] = {"temperature": temperature}
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    history = [] if system is None else [{"role": "system", "content": system}]
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=None) as client:
-            options["model"] = model or client.get("/v1/models").json()["data"][0]["id"]
+        with httpx.Client(base_url=server_root(url), headers=key_header(), timeout=None) as client:
+            options["model"] = model or checked(client.get("/v1/models")).json()["data"][0]["id"]
             if message is not None:
-                _turn(client, [{"role": "user", "content": message}], options)
+                _turn(client, [*history, {"role": "user", "content": message}], options)
             else:
-                _conversation(client, options)
+                _conversation(client, history, options)
     except httpx.HTTPError as error:
         raise InvalidRequest(f"{url} cannot be reached: {error}") from None
 
 
-def _conversation(client: Any, options: dict[str, Any]) -> None:
-    history: list[dict[str, str]] = []
+def _conversation(client: Any, history: list[dict[str, str]], options: dict[str, Any]) -> None:
     print(f"{options['model']}; end with Ctrl-D")
     while True:
         try:
@@ -54,7 +55,7 @@ def _turn(client: Any, messages: list[dict[str, str]], options: dict[str, Any]) 
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             response.read()
-            raise InvalidRequest(response.json()["error"]["message"])
+            checked(response)
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue

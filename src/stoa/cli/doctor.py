@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from typing import Annotated, Any
@@ -45,13 +44,8 @@ def gather() -> dict[str, Any]:
         "gpus": _gpus(),
         "home": str(home),
         "home_free_gib": round(shutil.disk_usage(place).free / (1 << 30), 1),
-        "extras_missing": [name for name, module in (("hub", "huggingface_hub"),) if _absent(module)],
         "note": kernels["reason"],
     }
-
-
-def _absent(module: str) -> bool:
-    return importlib.util.find_spec(module) is None
 
 
 def _gpus() -> list[str]:

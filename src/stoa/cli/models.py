@@ -30,12 +30,8 @@ def resolve_model(settings: Settings) -> tuple[str, Path]:
 
 
 def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ConfigError(
-            f"model {name!r} is a hub id; to fetch it, install the extra: pip install 'stoa[hub]'"
-        ) from None
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except Exception as error:

@@ -33,6 +33,9 @@ def serve(
     adapters: Annotated[str | None, typer.Option(help="folder of PEFT folders, served in place")] = None,
     device: Annotated[str | None, typer.Option()] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bf16 or fp32")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="base weights as none (bf16), int8 or int4; adapters stay bf16")
+    ] = None,
     threads: Annotated[int | None, typer.Option()] = None,
     isa: Annotated[str | None, typer.Option(help="force an instruction set path; see stoa doctor")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="tokens per sequence")] = None,
@@ -40,9 +43,15 @@ def serve(
     max_batch_tokens: Annotated[int | None, typer.Option(help="rows in one step")] = None,
     max_lora_rank: Annotated[int | None, typer.Option()] = None,
     pool_gib: Annotated[float | None, typer.Option(help="memory for KV blocks and resident adapters")] = None,
+    host_adapter_gib: Annotated[
+        float | None, typer.Option(help="memory for adapters behind the pool")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(help="requests in flight before 429")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="larger bodies get 413")] = None,
+    drain_s: Annotated[float | None, typer.Option(help="time for running requests on SIGTERM")] = None,
     api_key: Annotated[str | None, typer.Option(help="key that /v1 asks for")] = None,
     home: Annotated[str | None, typer.Option(help="folder of all state")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json")] = None,
     config: Annotated[Path | None, typer.Option(help="settings file; default ./stoa.toml")] = None,
     allow_anonymous: Annotated[bool, typer.Option(help="bind beyond loopback without a key")] = False,
@@ -129,6 +138,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
     return EngineConfig(
         model=str(folder),
         dtype=settings.dtype,
+        quantize=settings.quantize,
         device=settings.device,
         threads=settings.threads,
         max_model_len=settings.max_model_len,
@@ -142,7 +152,8 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
 
 
 def _announce(settings: Settings, service: Service, replica: LocalReplica) -> None:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{settings.port}"
     names = [entry.name for entry in service.registry.list()]
     shown = names if len(names) <= 12 else [*names[:12], f"… {len(names) - 12} more"]
@@ -152,7 +163,7 @@ def _announce(settings: Settings, service: Service, replica: LocalReplica) -> No
         "max_tokens": 32,
         "temperature": 0,
     }
-    key = " -H 'Authorization: Bearer $STOA_API_KEY'" if settings.api_key else ""
+    key = ' -H "Authorization: Bearer $STOA_API_KEY"' if settings.api_key else ""
     lines = [
         f"Stoa is ready at {url} (kernels: {replica.kernels})",
         f"  base model  {service.model_id}",

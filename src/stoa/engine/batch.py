@@ -18,7 +18,8 @@ from stoa.engine.sequence import Sequence
 class Batch:
     """Rows of one sequence are adjacent, and sequences of one adapter are adjacent.
 
-    `sampled` are the sequences that get a token from this step (their last row is in `sample_rows`).
+    `sampled` are the sequences that get tokens from this step: one from their last row, and one from each row
+    before it that a draft follows (those rows are in `sample_rows`, `sample_counts` of them for each).
     """
 
     seqs: list[Sequence]
@@ -28,6 +29,7 @@ class Batch:
     rows: AttentionRows
     lora: Any
     sampled: list[Sequence]
+    sample_counts: list[int]
     sample_rows: Tensor  # [n] int64
     sample_lora: Any
 
@@ -41,14 +43,16 @@ def build_batch(
     tokens: list[int] = []
     positions: list[int] = []
     sampled: list[Sequence] = []
+    sample_counts: list[int] = []
     sample_rows: list[int] = []
     for seq, count, end in zip(seqs, counts, starts[1:], strict=True):
         first, last = seq.num_computed, seq.num_computed + count
-        tokens += seq.tokens[first:last]
+        tokens += seq.tokens[first:last] + seq.drafts
         positions += range(first, last)
-        if last == len(seq.tokens) and seq.request.pooling is None:
+        if last == len(seq.tokens) + len(seq.drafts) and seq.request.pooling is None:
             sampled.append(seq)
-            sample_rows.append(end - 1)
+            sample_counts.append(1 + len(seq.drafts))
+            sample_rows += range(end - sample_counts[-1], end)
     return Batch(
         seqs=seqs,
         counts=counts,
@@ -57,8 +61,9 @@ def build_batch(
         rows=_attention_rows(seqs, counts, starts, positions),
         lora=_lora_rows(kernels, packed, seqs, counts),
         sampled=sampled,
+        sample_counts=sample_counts,
         sample_rows=torch.tensor(sample_rows, dtype=torch.int64),
-        sample_lora=_lora_rows(kernels, packed, sampled, [1] * len(sampled)),
+        sample_lora=_lora_rows(kernels, packed, sampled, sample_counts),
     )
 
 

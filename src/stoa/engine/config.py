@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 Dtype = Literal["auto", "bf16", "fp32"]
+Quantize = Literal["none", "int8", "int4"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +18,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str  # folder (hub ids are resolved to a folder before)
     dtype: Dtype = "auto"  # auto: bf16
+    quantize: Quantize = "none"  # of the base weights; int4 keeps the output head in int8
     device: Literal["cpu"] = "cpu"
     threads: int = 0  # 0: all cores
     max_model_len: int = 0  # tokens per sequence; 0: the model's own limit
@@ -27,4 +29,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     host_adapter_bytes: int = 0  # adapters kept in host memory behind the pool
     max_lora_rank: int = 512
     prefix_caching: bool = True
+    speculation: bool = True  # prompt lookup, where it pays; changes no token
     isa: str | None = None  # force a lower instruction set path

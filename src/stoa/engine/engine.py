@@ -28,12 +28,14 @@ from stoa.engine.request import AdapterRef, FinishReason, GenerationRequest, Tok
 from stoa.engine.sampling import check_params, sample
 from stoa.engine.scheduler import Scheduler
 from stoa.engine.sequence import Sequence
+from stoa.engine.speculation import Speculator
 from stoa.engine.stats import EngineStats
 from stoa.engine.text import TextStream
 from stoa.engine.tokenizer import Tokenizer
 from stoa.errors import ConfigError, ContextLengthExceeded, InvalidRequest, OutOfMemory, StoaError
 
 _DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_BITS = {"none": 16, "int8": 8, "int4": 4}
 _GIB = 1 << 30
 MAX_CHOICES = 128
 
@@ -50,7 +52,9 @@ class Engine:
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         self.wakeup = threading.Event()
         self.max_model_len = self._context_limit()
-        self.decoder = Decoder(self.model, self.kernels, folder, self.max_model_len)
+        self.decoder = Decoder(
+            self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize]
+        )
         self.layout = self.kernels.kv_layout(
             self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, config.block_size
         )
@@ -72,6 +76,7 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             prefix_caching=config.prefix_caching,
         )
+        self.speculator = Speculator(self.max_model_len)
         self.grammars = GrammarCompiler(self.tokenizer, self.model.vocab_size) if self.tokenizer else None
         ends = {*self.model.eos_token_ids, *(self.tokenizer.eos_token_ids if self.tokenizer else ())}
         self.end_tokens = frozenset(ends)
@@ -87,7 +92,10 @@ class Engine:
     @property
     def notice(self) -> str:
         """What a person should know about how this engine runs, or ""."""
-        return str(describe().get("reason") or "")
+        said = [str(describe().get("reason") or "")]
+        if self.max_model_len < self._context_limit():
+            said.append(f"the pool holds {self.max_model_len} tokens of context; raise pool_gib for more")
+        return "; ".join(filter(None, said))
 
     @property
     def has_requests(self) -> bool:
@@ -128,21 +136,25 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Runs one step; returns its news. `idle` says afterwards whether there was nothing to do."""
         started = time.perf_counter()
+        if self.config.speculation:
+            self.speculator.draft(self.scheduler.running)
         plan = self.scheduler.schedule()
         events = [self._fail(seq, error) for seq, error in plan.failed]
         self.idle = not plan.counts
         if plan.counts:
             batch = build_batch(plan.counts, self.kernels, self.adapters.packed)
             events += self._run(batch)
+            took_s = time.perf_counter() - started
+            self.speculator.cost.observe(batch.starts[-1], took_s)
             self._totals.steps += 1
-            self._totals.step_seconds += time.perf_counter() - started
+            self._totals.step_seconds += took_s
         return events
 
     def _run(self, batch: Batch) -> list[TokenEvent]:
         hidden = self.decoder.forward(batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout)
         events = []
         for i, (seq, count) in enumerate(zip(batch.seqs, batch.counts, strict=True)):
-            self.scheduler.computed(seq, count)
+            self.scheduler.computed(seq, count - len(seq.drafts))
             if seq.request.pooling is not None:
                 events += self._pool(seq, hidden[batch.starts[i] : batch.starts[i + 1]])
         if not batch.sampled:
@@ -152,10 +164,33 @@ class Engine:
                 self._totals.prompt_tokens += seq.num_prompt
                 self._fork_choices(seq)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_rows), batch.sample_lora)
-        tokens, logprobs = sample(self.kernels, logits, batch.sampled, sorted(self.end_tokens))
-        self._totals.generation_tokens += len(tokens)
-        for seq, token, logprob in zip(batch.sampled, tokens, logprobs, strict=True):
-            events.append(self._advance(seq, token, logprob))
+        seqs = [s for s, n in zip(batch.sampled, batch.sample_counts, strict=True) for _ in range(n)]
+        positions = [
+            len(s.tokens) + i
+            for s, n in zip(batch.sampled, batch.sample_counts, strict=True)
+            for i in range(n)
+        ]
+        tokens, logprobs = sample(self.kernels, logits, seqs, positions, sorted(self.end_tokens))
+        at = 0
+        for seq, count in zip(batch.sampled, batch.sample_counts, strict=True):
+            events += self._accept(seq, tokens[at : at + count], logprobs[at : at + count])
+            at += count
+        return events
+
+    def _accept(
+        self, seq: Sequence, tokens: list[int], logprobs: list[TokenLogprob | None]
+    ) -> list[TokenEvent]:
+        """The first token, and the one after each draft that equals the token before it."""
+        drafts, seq.drafts = seq.drafts, []
+        events = [self._advance(seq, tokens[0], logprobs[0])]
+        for i, draft in enumerate(drafts):
+            if seq.done or draft != tokens[i]:
+                break
+            self.scheduler.computed(seq, 1)
+            events.append(self._advance(seq, tokens[i + 1], logprobs[i + 1]))
+        if drafts:
+            self.speculator.judge(seq, len(drafts), len(events) - 1)
+        self._totals.generation_tokens += len(events)
         return events
 
     def _fork_choices(self, parent: Sequence) -> None:
@@ -258,6 +293,8 @@ class Engine:
             preemptions=s.preemptions,
             prompt_tokens=totals.prompt_tokens,
             generation_tokens=totals.generation_tokens,
+            draft_tokens=self.speculator.drafted,
+            accepted_draft_tokens=self.speculator.accepted,
             steps=totals.steps,
             step_seconds=totals.step_seconds,
             adapters_resident=self.adapters.num_resident,

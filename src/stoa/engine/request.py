@@ -47,6 +47,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
     skip_special_tokens: bool = True
 
+    @property
+    def has_penalty(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
 
 class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter a request wants. `id` is the hash of its content: all caches are keyed by it, so a

@@ -62,9 +62,10 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    kernels: Kernels, logits: Tensor, seqs: Seq[Sequence], end_tokens: Seq[int]
+    kernels: Kernels, logits: Tensor, seqs: Seq[Sequence], positions: Seq[int], end_tokens: Seq[int]
 ) -> tuple[list[int], list[TokenLogprob | None]]:
-    """logits: [n, V] fp32, row i for seqs[i] (overwritten). Returns a token and maybe logprobs for each.
+    """logits: [n, V] fp32 (overwritten), row i for the token of seqs[i] at positions[i]. Returns a token and
+    maybe logprobs for each.
 
     `end_tokens` are suppressed while `min_tokens` is not reached.
     """
@@ -77,7 +78,7 @@ def sample(
     tokens = kernels.argmax(logits)
     for i, seq in enumerate(seqs):
         if seq.params.temperature > 0:
-            tokens[i] = _draw(rows[i], seq.params, uniform(seq.seed, len(seq.tokens)))
+            tokens[i] = _draw(rows[i], seq.params, uniform(seq.seed, positions[i]))
     found = [
         None if values is None else _logprob(values, token, seq.params.logprobs or 0)
         for values, token, seq in zip(raw, tokens, seqs, strict=True)
@@ -92,19 +93,15 @@ def _is_special(seq: Sequence) -> bool:
         or p.logprobs is not None
         or seq.grammar is not None
         or bool(p.logit_bias)
-        or _has_penalty(p)
+        or p.has_penalty
         or seq.num_output < p.min_tokens
     )
-
-
-def _has_penalty(p: SamplingParams) -> bool:
-    return p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
 
 
 def _shape(row: Row, seq: Sequence, end_tokens: Seq[int]) -> None:
     """Penalties, bias, and masks, in place. Repetition counts the prompt too; the others only the output."""
     p = seq.params
-    if _has_penalty(p):
+    if p.has_penalty:
         if p.repetition_penalty != 1:
             seen = np.unique(np.asarray(seq.tokens))
             values = row[seen]

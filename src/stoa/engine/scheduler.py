@@ -71,6 +71,11 @@ class Scheduler:
         budget = self.max_batch_tokens
         for seq in sorted(self.running, key=lambda s: s.todo > 1):
             count = min(seq.todo, budget)
+            if seq.drafts and not (
+                count + len(seq.drafts) <= budget and self._take(seq, count + len(seq.drafts))
+            ):
+                seq.drafts = []
+            count += len(seq.drafts)
             if count and seq in self.running and self._grow(seq, count, plan):
                 plan.counts[seq] = count
             budget = self.max_batch_tokens - sum(plan.counts.values())
@@ -79,7 +84,7 @@ class Scheduler:
         return plan
 
     def computed(self, seq: Sequence, count: int) -> None:
-        """The step's `count` rows of `seq` are in its pages now."""
+        """`count` more tokens of `seq` have their keys and values in its pages now."""
         seq.num_computed += count
         if self.prefix_caching and seq.request.pooling is None:
             full = seq.num_computed // seq.block_size

@@ -21,6 +21,7 @@ from stoa.engine.request import GenerationRequest
 
 if TYPE_CHECKING:
     from stoa.engine.grammar import GrammarState
+    from stoa.engine.speculation import PromptLookup
     from stoa.engine.text import TextStream
 
 _CLASS_RANK = {"interactive": 0, "batch": 1}
@@ -58,6 +59,8 @@ class Sequence:
         self.pages: list[int] = []
         self.page_ids: NDArray[np.int32] = np.zeros(8, dtype=np.int32)  # `pages` as kernels want them
         self.num_published = 0  # leading pages offered to the prefix cache
+        self.drafts: list[int] = []  # guesses that the next step checks, after `todo`
+        self.lookup: PromptLookup | None = None
         self.pinned = False  # holds a pin on its adapter
         self.done = False
         self.arrived_s = time.monotonic()
@@ -90,6 +93,7 @@ class Sequence:
     def drop_pages(self) -> list[int]:
         """Forgets what was computed and returns the pages to release."""
         pages, self.pages = self.pages, []
+        self.drafts = []
         self.num_computed = 0
         self.num_published = 0
         return pages

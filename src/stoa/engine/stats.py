@@ -19,6 +19,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     preemptions: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     steps: int = 0
     step_seconds: float = 0.0
     adapters_resident: int = 0

@@ -102,11 +102,11 @@ class LocalReplica:
     async def stop(self, drain_s: float = 30.0) -> None:
         """Refuses new requests, lets running ones finish for up to `drain_s`, then ends the process."""
         self._draining = True
+        self.ready = False
         deadline = time.monotonic() + drain_s
         while self._live and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         self._stopped = True
-        self.ready = False
         if self._writer is not None:
             self._send(Drain())
         if self._process is not None and self._process.returncode is None:
@@ -220,7 +220,7 @@ class LocalReplica:
         self.kernels, self.notice, self.max_model_len = hello.kernels, hello.notice, hello.max_model_len
         for live in self._live.values():
             self._send(live.request)
-        self.ready = True
+        self.ready = not self._draining
         return reader
 
     async def _echo_stderr(self, process: asyncio.subprocess.Process) -> None:
@@ -251,7 +251,8 @@ class LocalReplica:
             if self._stopped:
                 return
             self.restarts += 1
-            log.error("the engine stopped; starting another", restarts=self.restarts)
+            status = self._process.returncode if self._process else None
+            log.error("the engine stopped; starting another", status=status, restarts=self.restarts)
             await asyncio.sleep(pause_s)
             try:
                 reader = await self._spawn()

@@ -37,6 +37,8 @@ _COUNTERS = (
     ("num_preemptions", "Sequences put back for want of memory", "preemptions"),
     ("prompt_tokens", "Prompt tokens processed", "prompt_tokens"),
     ("generation_tokens", "Tokens generated", "generation_tokens"),
+    ("spec_decode_num_draft_tokens", "Tokens guessed ahead", "draft_tokens"),
+    ("spec_decode_num_accepted_tokens", "Guesses that were right", "accepted_draft_tokens"),
     ("adapter_loads", "Adapters brought into the memory pool", "adapter_loads"),
     ("adapter_evictions", "Adapters put out of the memory pool", "adapter_evictions"),
 )

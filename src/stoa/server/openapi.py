@@ -47,7 +47,7 @@ OPERATIONS = (
     Operation("post", "/v1/load_lora_adapter", "Give a PEFT folder a model name", LoadAdapter),
     Operation("post", "/v1/unload_lora_adapter", "Forget an adapter", UnloadAdapter),
     Operation("get", "/health", "Is the process alive?"),
-    Operation("get", "/ready", "May traffic come? 503 until the engine is up"),
+    Operation("get", "/ready", "May traffic come? 503 until the engine is up, and while the service drains"),
     Operation("get", "/metrics", "Prometheus metrics"),
     Operation("get", "/openapi.json", "This description as OpenAPI 3.1"),
     Operation("get", "/docs", "This page"),
@@ -126,7 +126,7 @@ def _page(document: dict[str, Any], service: Service) -> str:
         "from openai import OpenAI\n\n"
         'client = OpenAI(base_url="http://HOST:PORT/v1", api_key="…")\n'
         "answer = client.chat.completions.create(\n"
-        f"    model={service.model_id!r}, messages=[{{'role': 'user', 'content': 'Hello'}}]\n)"
+        f"    model={service.model_id!r}, messages=[{{'role': 'user', 'content': 'hello'}}]\n)"
     )
     sections = "".join(_section(o, document["components"]["schemas"]) for o in OPERATIONS)
     return (

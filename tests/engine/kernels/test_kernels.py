@@ -70,12 +70,13 @@ SEGMENTS: list[tuple[list[int], list[tuple[int, ...] | None]]] = [
 
 
 @each_path
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("segments", SEGMENTS, ids=lambda s: str(s[0]))
 def test_linear_with_adapters_equals_the_reference(
-    isa: str, dtype: torch.dtype, shape: Any, segments: Any
+    isa: str, dtype: torch.dtype, bits: int, shape: Any, segments: Any
 ) -> None:
-    """Any mix of adapters, ranks, absent parts and odd sizes."""
+    """Any mix of adapters, ranks, absent parts and odd sizes, on plain and quantized weights."""
     k, splits, bias = shape
     starts, ranks = segments
     rng = torch.Generator().manual_seed(k)
@@ -85,7 +86,7 @@ def test_linear_with_adapters_equals_the_reference(
     pairs = [None if r is None else adapter(rng, k, splits, r[: len(splits)]) for r in ranks]
     results = []
     for kernels in (load_kernels(dtype, isa=isa), TorchKernels(dtype)):
-        linear = kernels.pack_linear(weights, biases)
+        linear = kernels.pack_linear(weights, biases, bits)
         packed = [None if p is None else pack(kernels, linear, p) for p in pairs]
         lora = kernels.lora_rows(starts, packed)
         out = torch.empty(len(x), sum(splits), dtype=dtype)
@@ -98,12 +99,13 @@ def test_linear_with_adapters_equals_the_reference(
 
 
 @each_path
-def test_a_row_of_a_linear_keeps_its_bits_in_any_company(isa: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_row_of_a_linear_keeps_its_bits_in_any_company(isa: str, dtype: torch.dtype, bits: int) -> None:
     """Alone, first, last, in a crowd, in another order: the same bits, with and without an adapter."""
     rng = torch.Generator().manual_seed(3)
     kernels = load_kernels(dtype, isa=isa)
     splits = (80, 48, 40)
-    linear = kernels.pack_linear([randn(rng, n, 200) for n in splits], [None] * 3)
+    linear = kernels.pack_linear([randn(rng, n, 200) for n in splits], [None] * 3, bits)
     some = [
         pack(kernels, linear, adapter(rng, 200, splits, r)) for r in ((16, 16, 16), (5, 0, 1), (40, 8, 2))
     ]

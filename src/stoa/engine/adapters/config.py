@@ -15,6 +15,7 @@ from stoa.errors import InvalidAdapter
 _Value = TypeVar("_Value")
 
 _MAX_BYTES = 1_000_000
+_MAX_PATTERNS = 10_000
 
 # What PEFT targets when target_modules is null, for all families that Stoa serves.
 _DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -147,6 +148,8 @@ def _patterns(raw: Mapping[str, Any], name: str, check: Callable[[Any, str], _Va
     value = raw.get(name) or {}
     if not isinstance(value, dict):
         raise InvalidAdapter(f"{name} must be an object from module names to numbers")
+    if len(value) > _MAX_PATTERNS:
+        raise InvalidAdapter(f"{name} has {len(value)} entries; at most {_MAX_PATTERNS} are accepted")
     return {k: check(v, f"{name}[{k!r}]") for k, v in value.items()}
 
 

@@ -206,7 +206,8 @@ class AdapterRegistry:
     def _check_free(self, name: str, replace: bool) -> None:
         if not replace and (name in self._in_place or self._current(name) is not None):
             raise AdapterExists(
-                f"an adapter named {name!r} exists already; replace it or remove it", param="lora_name"
+                f"an adapter named {name!r} exists already; replace it (--replace, load_inplace) or remove it",
+                param="lora_name",
             )
 
     def _publish(self, name: str, version: str, work: Path, replace: bool) -> None:

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, LoraPair, PackedAdapter
 from stoa.engine.kernels.library import ISAS, library
+from stoa.engine.kernels.quantize import BITS, GROUP, quantize_weight
 
 STRIP = 16  # output columns
 LANE_BYTES = 4
@@ -34,6 +36,8 @@ class _LinearStruct(ctypes.Structure):
         ("k", c_int64),
         ("lanes", c_int64),
         ("n_strips", c_int64),
+        ("bits", c_int64),
+        ("strip_bytes", c_int64),
         ("data", c_void_p),
         ("strips", c_void_p),
         ("bias", c_void_p),
@@ -89,7 +93,7 @@ class CpuLinear:
     """A weight in strips. `address` is of the structure the kernels read."""
 
     def __init__(
-        self, data: Tensor, bias: Tensor | None, k: int, lanes: int, splits: tuple[int, ...]
+        self, data: Tensor, bias: Tensor | None, k: int, lanes: int, bits: int, splits: tuple[int, ...]
     ) -> None:
         self.k = k
         self.lanes = lanes
@@ -105,7 +109,7 @@ class CpuLinear:
         table = np.asarray(strips, dtype=np.int32)
         self._keep = (data, bias, table)
         self._struct = _LinearStruct(
-            k, lanes, len(strips), data.data_ptr(), table.ctypes.data,
+            k, lanes, len(strips), bits, data.nbytes // len(strips), data.data_ptr(), table.ctypes.data,
             bias.data_ptr() if bias is not None else None, sum(splits),
         )  # fmt: skip
         self.address = ctypes.addressof(self._struct)
@@ -160,19 +164,28 @@ class CpuKernels:
 
     # -- weights
 
-    def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> CpuLinear:
+    def pack_linear(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bits: int = 16
+    ) -> CpuLinear:
         k = int(weights[0].shape[1])
         lanes = self._lanes(k)
         splits = tuple(int(w.shape[0]) for w in weights)
         n_strips = sum(-(-n // STRIP) for n in splits)
-        data = _huge_zeros(n_strips * lanes * STRIP * self._per_lane, self.dtype)
-        packed = data.view(n_strips, lanes, STRIP, self._per_lane)
+        quantized = bits in BITS
+        strip_bytes = quantized_strip_bytes(k, bits) if quantized else lanes * STRIP * LANE_BYTES
+        data = _huge_zeros(n_strips * strip_bytes)
         at = 0
         for weight in weights:
             count = -(-weight.shape[0] // STRIP)
-            self._fill_strips(packed[at : at + count], weight)
+            strips = data[at * strip_bytes : (at + count) * strip_bytes]
+            if quantized:
+                fill_quantized(strips.view(count, -1), weight, bits)
+            else:
+                packed = strips.view(self.dtype).view(count, lanes, STRIP, self._per_lane)
+                self._fill_strips(packed, weight)
             at += count
-        return CpuLinear(data, self._pack_bias(biases, splits), k, lanes, splits)
+        own_bits = bits if quantized else 8 * self.dtype.itemsize
+        return CpuLinear(data, self._pack_bias(biases, splits), k, lanes, own_bits, splits)
 
     def _lanes(self, k: int) -> int:
         return -(-k // (self._per_lane * LANE_ALIGN)) * LANE_ALIGN
@@ -343,9 +356,27 @@ class CpuKernels:
         return ctypes.addressof(struct)
 
 
-def _huge_zeros(elements: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in memory that the system may back with huge pages; 64 readable bytes follow."""
-    memory = mmap.mmap(-1, elements * dtype.itemsize + SLACK_BYTES)
+def _huge_zeros(nbytes: int) -> Tensor:
+    """Zeros (uint8) in memory that the system may back with huge pages; 64 readable bytes follow."""
+    memory = mmap.mmap(-1, nbytes + SLACK_BYTES)
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=elements)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=nbytes)
+
+
+def quantized_strip_bytes(k: int, bits: int) -> int:
+    return -(-k // GROUP) * STRIP * (4 + GROUP * bits // 8)
+
+
+def fill_quantized(strips: Tensor, weight: Tensor, bits: int) -> None:
+    """weight: [N, K] -> strips: uint8 [ceil(N / 16), strip_bytes], blocks as csrc/quantized.h draws them."""
+    n = len(strips)
+    q, scale = quantize_weight(F.pad(weight, (0, 0, 0, n * STRIP - weight.shape[0])), bits)
+    groups = scale.shape[1]
+    # [strip, column, group, lane, input] -> [strip, group, lane, column, input]
+    lanes = q.view(n, STRIP, groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    if bits == 4:
+        lanes = lanes[:, :, 0::2] | lanes[:, :, 1::2] << 4
+    blocks = strips.view(n, groups, -1)
+    blocks[:, :, : STRIP * 4] = scale.view(n, STRIP, groups).transpose(1, 2).contiguous().view(torch.uint8)
+    blocks[:, :, STRIP * 4 :] = lanes.flatten(2)

@@ -93,9 +93,11 @@ class Kernels(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     # -- weights, once at load
-    def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
-        """weights: [n_i, K] each, any float dtype; the packed copy is in `dtype` (biases fp32).
-        The inputs may be freed afterwards."""
+    def pack_linear(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bits: int = 16
+    ) -> Linear:
+        """weights: [n_i, K] each, any float dtype; the packed copy is in `dtype` (biases fp32), or with
+        `bits` 8 or 4 quantized as `quantize.py` says. The inputs may be freed afterwards."""
         ...
 
     # -- adapters

@@ -11,21 +11,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, LoraPair, PackedAdapter
+from stoa.engine.kernels.quantize import BITS, dequantize, quantize_weight, round_inputs
 
 
 @dataclass(frozen=True)
 class TorchLinear:
-    weight: Tensor  # [sum(splits), K] in the compute dtype
+    weight: Tensor  # [sum(splits), K] in the compute dtype; or quantized, see quantize.py
+    scale: Tensor | None  # of a quantized weight
+    bits: int
     bias: Tensor | None  # [sum(splits)] fp32
+    k: int
     splits: tuple[int, ...]
 
     @property
-    def k(self) -> int:
-        return int(self.weight.shape[1])
-
-    @property
     def nbytes(self) -> int:
-        return self.weight.nbytes
+        return self.weight.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x: [T, K] -> fp32 [T, sum(splits)], without bias."""
+        if self.scale is None:
+            return F.linear(x, self.weight).float()
+        return F.linear(round_inputs(x), dequantize(self.weight, self.scale, self.bits, self.k))
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,15 @@ class TorchKernels:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def pack_linear(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> TorchLinear:
-        weight = torch.cat([w.to(self.dtype) for w in weights]).contiguous()
+    def pack_linear(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bits: int = 16
+    ) -> TorchLinear:
+        weight, scale = torch.cat(list(weights)), None
+        k = int(weight.shape[1])
+        if bits in BITS:
+            weight, scale = quantize_weight(weight, bits)
+        else:
+            weight = weight.to(self.dtype)
         bias = None
         if any(b is not None for b in biases):
             zeros = [
@@ -59,7 +72,7 @@ class TorchKernels:
                 for w, b in zip(weights, biases, strict=True)
             ]
             bias = torch.cat(zeros)
-        return TorchLinear(weight, bias, tuple(int(w.shape[0]) for w in weights))
+        return TorchLinear(weight, scale, bits, bias, k, tuple(int(w.shape[0]) for w in weights))
 
     # -- adapters: A then B of each part, packed densely in order
 
@@ -106,7 +119,7 @@ class TorchKernels:
         index: int = 0,
         accumulate: bool = False,
     ) -> None:
-        y = F.linear(x, w.weight).float()
+        y = w.product(x)
         if w.bias is not None:
             y += w.bias
         if lora is not None:

@@ -38,11 +38,13 @@ class Layer:
 class Decoder:
     """Weights packed for `kernels`; `forward` runs one step's rows through all layers."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels, folder: Path, max_positions: int) -> None:
+    def __init__(
+        self, config: ModelConfig, kernels: Kernels, folder: Path, max_positions: int, *, bits: int = 16
+    ) -> None:
         self.config = config
         self.kernels = kernels
         with Checkpoint(folder) as checkpoint:
-            loader = _Loader(config, kernels, checkpoint)
+            loader = _Loader(config, kernels, checkpoint, bits)
             self.layers = [loader.layer(i) for i in range(config.num_layers)]
             self.embedding, self.lm_head = loader.ends()
             self.final_norm = loader.vector("model.norm.weight", config.hidden_size)
@@ -100,7 +102,8 @@ class Decoder:
 
 
 class _Loader:
-    def __init__(self, config: ModelConfig, kernels: Kernels, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels, checkpoint: Checkpoint, bits: int) -> None:
+        self.bits = bits
         self.config = config
         self.kernels = kernels
         self.checkpoint = checkpoint
@@ -130,7 +133,9 @@ class _Loader:
         embedding = self.checkpoint.get("model.embed_tokens.weight", shape)
         head = embedding if self.config.tied_embeddings else self.checkpoint.get("lm_head.weight", shape)
         # clone: the mapped file must be free to vanish once loading is done
-        return embedding.to(self.kernels.dtype, copy=True), self.kernels.pack_linear([head], [None])
+        return embedding.to(self.kernels.dtype, copy=True), self.kernels.pack_linear(
+            [head], [None], max(self.bits, 8)
+        )
 
     def _group(self, prefix: str, modules: tuple[str, ...]) -> Linear:
         names = [prefix + ("self_attn." if m in _ATTENTION else "mlp.") + m for m in modules]
@@ -139,7 +144,7 @@ class _Loader:
             for name, m in zip(names, modules, strict=True)
         ]
         return self.kernels.pack_linear(
-            weights, [self._bias(n, m) for n, m in zip(names, modules, strict=True)]
+            weights, [self._bias(n, m) for n, m in zip(names, modules, strict=True)], self.bits
         )
 
     def _bias(self, name: str, module: str) -> Tensor | None:

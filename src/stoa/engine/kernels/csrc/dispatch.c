@@ -26,7 +26,7 @@ static int has_amx(void) {
 
 static int has_avx512bf16(void) {
     unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) && __builtin_cpu_supports("avx512vnni");
 }
 #endif
 

@@ -8,6 +8,8 @@ typedef struct {
     const LinearCall *call;
     const uint8_t *x;     /* rows of `lanes` lanes, zero beyond k */
     int64_t x_stride;     /* bytes */
+    const uint8_t *in;    /* what the base product reads: x, or its quantized rows */
+    int64_t in_stride, depth; /* bytes; lanes or groups */
     uint8_t *h;           /* [rows][h_stride] lanes of (x Aᵀ) * scale, or NULL */
     int64_t h_stride;     /* bytes */
     int64_t strips_per_task, n_tasks;
@@ -20,8 +22,14 @@ static inline uint32_t FN(lane)(const uint8_t *row, int64_t lane) {
     return u;
 }
 
-/* out[m][strip] = chains over lanes, for M rows and N strips starting at `w`. Meanwhile `n_ahead` strips that come
- * next, from `ahead` on, are asked into L2, and the lines of `queue`. */
+/* out[rows][strips] for a few rows and strips: `depth` lanes (or groups) of rows at x, stride xs bytes, and of strips
+ * at w, stride ws bytes. Meanwhile `n_ahead` strips from `ahead` on, which come next, are asked into L2, and the
+ * lines of `queue`. */
+typedef void FN(Block)(const uint8_t *x, int64_t xs, const uint8_t *w, int64_t ws, int64_t depth, const uint8_t *ahead,
+                       int64_t n_ahead, Queue *queue, float *out, int64_t os);
+typedef struct { int64_t wide; FN(Block) *b1x1, *b1xN, *b4x1, *b4xN; } FN(Blocks); /* N = wide */
+
+/* out[m][strip] = chains over lanes, for M rows and N strips. */
 #undef GEMM_BLOCK
 #undef SHRINK_BLOCK
 #define GEMM_BLOCK(M, N)                                                                                   \
@@ -47,36 +55,44 @@ GEMM_BLOCK(1, 1)
 GEMM_BLOCK(1, 4)
 GEMM_BLOCK(4, 1)
 GEMM_BLOCK(4, 4)
+static const FN(Blocks) FN(plain) = {4, FN(gemm_1x1), FN(gemm_1x4), FN(gemm_4x1), FN(gemm_4x4)};
 #endif
+#include "quantized.h"
+
+static const FN(Blocks) *FN(blocks_of)(const Linear *w) {
+    if (w->bits == 8) return &FN(int8);
+    if (w->bits == 4) return &FN(int4);
+#ifdef BASE_TILES
+    return NULL;
+#else
+    return &FN(plain);
+#endif
+}
 
 static void FN(base)(const FN(Work) *work, int64_t row, int64_t rows, int64_t strip, int64_t strips, Queue *queue,
                      float *out) {
     const Linear *w = work->call->w;
-    int64_t ws = w->lanes * STRIP_BYTES, xs = work->x_stride, os = strips * STRIP;
+    const FN(Blocks) *run = FN(blocks_of)(w);
+    int64_t ws = w->strip_bytes, xs = work->in_stride, os = strips * STRIP, blocks = rows / 4 + rows % 4;
 #ifdef BASE_TILES
-    (void)queue;
-    BASE_TILES(work->x + row * xs, xs, w->data + strip * ws, ws, w->lanes, rows, strips, out, os);
-#else
-    int64_t blocks = rows / 4 + rows % 4;
+    if (!run) {
+        BASE_TILES(work->in + row * xs, xs, w->data + strip * ws, ws, w->lanes, rows, strips, out, os);
+        return;
+    }
+#endif
     for (int64_t s = 0; s < strips;) {
-        int64_t n = strips - s >= 4 ? 4 : 1, each = ceil_div(n, blocks);
-        const uint8_t *at = w->data + (strip + s) * ws;
-        int64_t next = strip + s + n;
+        int64_t n = strips - s >= run->wide ? run->wide : 1, each = ceil_div(n, blocks);
+        int64_t next = strip + s + n, stop = min64(next + n, w->n_strips);
         for (int64_t m = 0; m < rows;) {
-            const uint8_t *from = work->x + (row + m) * xs, *ahead = w->data + next * ws;
-            int64_t n_ahead = min64(each, min64(strip + s + 2 * n, w->n_strips) - next);
-            float *to = out + m * os + s * STRIP;
-            int64_t step = rows - m >= 4 ? 4 : 1;
-            if (step == 4 && n == 4) FN(gemm_4x4)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
-            else if (step == 4) FN(gemm_4x1)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
-            else if (n == 4) FN(gemm_1x4)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
-            else FN(gemm_1x1)(from, xs, at, ws, w->lanes, ahead, n_ahead, queue, to, os);
+            int64_t step = rows - m >= 4 ? 4 : 1, n_ahead = max64(0, min64(each, stop - next));
+            FN(Block) *block = n == 1 ? (step == 4 ? run->b4x1 : run->b1x1) : (step == 4 ? run->b4xN : run->b1xN);
+            block(work->in + (row + m) * xs, xs, w->data + (strip + s) * ws, ws, work->depth, w->data + next * ws, n_ahead,
+                  queue, out + m * os + s * STRIP, os);
             m += step;
-            next += max64(n_ahead, 0);
+            next += n_ahead;
         }
         s += n;
     }
-#endif
 }
 
 /* h for one strip of A: four chains over lanes 0,4,8… 1,5,9… 2,6,10… 3,7,11…, for M rows. Loads read 64 bytes
@@ -283,10 +299,13 @@ static int FN(shrink)(FN(Work) *work) {
 
 static void FN(linear)(const LinearCall *call) {
     FN(Work) work = {.call = call};
-    work.x = FN(padded)(call, &work.x_stride);
+    work.x = work.in = FN(padded)(call, &work.x_stride);
+    work.in_stride = work.x_stride;
+    work.depth = call->w->lanes;
+    if (call->w->bits < 16) FN(quantize)(&work);
     if (call->lora && !FN(shrink)(&work)) work.h = NULL;
     /* A task's strips stay in L2 for all rows; enough tasks that threads end together. */
-    int64_t strips = call->w->n_strips, bytes = call->w->lanes * STRIP_BYTES;
+    int64_t strips = call->w->n_strips, bytes = call->w->strip_bytes;
     int64_t fit = max64(2, (512 << 10) / bytes), share = ceil_div(strips, 4 * (int64_t)pool_threads());
     work.strips_per_task = max64(2, (min64(fit, share) + 1) & ~1);
     work.n_tasks = ceil_div(strips, work.strips_per_task);

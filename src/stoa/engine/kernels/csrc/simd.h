@@ -1,4 +1,4 @@
-/* Sixteen floats at a time, on whatever the path being compiled has. Included with PATH_* defined. */
+/* Sixteen floats at a time (v_…), or sixteen whole numbers (vi_…; vi_dot: fours of unsigned by signed bytes), on whatever the path being compiled has. Included with PATH_* defined. */
 #include <math.h>
 #include <string.h>
 
@@ -30,11 +30,27 @@ static inline void v_store_bf16(uint16_t *p, v16 v) { /* nearest, ties to even *
     u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
 }
+typedef __m512i v16i;
+#define vi_set1(x) _mm512_set1_epi32(x)
+#define vi_load(p) _mm512_loadu_si512(p)
+#define vi_low(a) _mm512_and_si512(a, _mm512_set1_epi8(15))
+#define vi_high(a) _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15))
+#define vi_float(a) _mm512_cvtepi32_ps(a)
+static inline void v_store_int8(int8_t *p, v16 v) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
 #ifdef PATH_AVX512BF16
+#define vi_dot(acc, w, x) _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x))
 static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) {
     return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32((int)x), (__m512bh)_mm512_loadu_si512(w));
 }
 #else
+static inline v16i vi_dot(v16i acc, v16i w, int32_t x) { /* bytes 0 and 2 of each four, then 1 and 3, as 16 bits */
+    __m512i four = _mm512_set1_epi32(x), even = _mm512_srai_epi16(_mm512_slli_epi16(four, 8), 8);
+    __m512i low = _mm512_and_si512(w, _mm512_set1_epi16(255)), high = _mm512_srli_epi16(w, 8);
+    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(low, even));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(high, _mm512_srai_epi16(four, 8)));
+}
 static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) {
     __m512i pair = _mm512_loadu_si512(w);
     __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
@@ -86,6 +102,33 @@ static inline __m256 half_dot(__m256 acc, const uint8_t *w, uint32_t x) {
     acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_set1_epi32((int)(x << 16))), even, acc);
     return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_set1_epi32((int)(x & 0xffff0000u))), odd, acc);
 }
+typedef struct { __m256i a, b; } v16i;
+#define BOTH_I(expr_a, expr_b) (v16i){expr_a, expr_b}
+static inline v16i vi_set1(int32_t x) { return BOTH_I(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+static inline v16i vi_load(const uint8_t *p) {
+    return BOTH_I(_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32)));
+}
+static inline __m256i half_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+static inline v16i vi_low(v16i v) { return BOTH_I(half_nibbles(v.a), half_nibbles(v.b)); }
+static inline v16i vi_high(v16i v) {
+    return BOTH_I(half_nibbles(_mm256_srli_epi16(v.a, 4)), half_nibbles(_mm256_srli_epi16(v.b, 4)));
+}
+static inline v16 vi_float(v16i v) { return BOTH(_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)); }
+static inline __m256i half_idot(__m256i acc, __m256i w, __m256i even, __m256i odd) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), even));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16(w, 8), odd));
+}
+static inline v16i vi_dot(v16i acc, v16i w, int32_t x) { /* bytes 0 and 2 of each four, then 1 and 3, as 16 bits */
+    __m256i four = _mm256_set1_epi32(x), even = _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8);
+    __m256i odd = _mm256_srai_epi16(four, 8);
+    return BOTH_I(half_idot(acc.a, w.a, even, odd), half_idot(acc.b, w.b, even, odd));
+}
+static inline void v_store_int8(int8_t *p, v16 v) {
+    int32_t q[16];
+    _mm256_storeu_si256((__m256i *)q, _mm256_cvtps_epi32(v.a));
+    _mm256_storeu_si256((__m256i *)(q + 8), _mm256_cvtps_epi32(v.b));
+    for (int i = 0; i < 16; i++) p[i] = (int8_t)q[i];
+}
 static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) { return BOTH(half_dot(acc.a, w, x), half_dot(acc.b, w + 32, x)); }
 #define PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #define PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
@@ -118,6 +161,20 @@ static inline v16 v_dot(v16 acc, const uint8_t *w, uint32_t x) {
     EACH acc.f[i_] += odd * bits_float(pair[i_] & 0xffff0000u);
     return acc;
 }
+typedef struct { int32_t i[16]; } v16i; /* 16 whole numbers, or 64 bytes */
+static inline v16i vi_set1(int32_t x) { v16i r; EACH r.i[i_] = x; return r; }
+static inline v16i vi_load(const uint8_t *p) { v16i r; memcpy(&r, p, 64); return r; }
+static inline v16i vi_low(v16i v) { EACH v.i[i_] &= 0x0f0f0f0f; return v; }
+static inline v16i vi_high(v16i v) { EACH v.i[i_] = (v.i[i_] >> 4) & 0x0f0f0f0f; return v; }
+static inline v16 vi_float(v16i v) { v16 r; EACH r.f[i_] = (float)v.i[i_]; return r; }
+static inline v16i vi_dot(v16i acc, v16i w, int32_t x) {
+    for (int j = 0; j < 32; j += 8) {
+        int32_t b = (int8_t)(x >> j);
+        EACH acc.i[i_] += (w.i[i_] >> j & 255) * b;
+    }
+    return acc;
+}
+static inline void v_store_int8(int8_t *p, v16 v) { EACH p[i_] = (int8_t)nearbyintf(v.f[i_]); }
 #define PREFETCH(p) ((void)0)
 #define PREFETCH_L2(p) ((void)0)
 #endif

@@ -20,6 +20,8 @@ typedef struct {
     int64_t k;          /* inputs */
     int64_t lanes;      /* of a strip; inputs beyond k are zero in the weight */
     int64_t n_strips;
+    int64_t bits;       /* 32 and 16: as drawn above; 8 and 4: see quantized.h */
+    int64_t strip_bytes;
     const uint8_t *data;
     const int32_t *strips; /* [n_strips][2]: first output column, width (a part's last strip may be narrow) */
     const float *bias;     /* [n_strips][16] or NULL */

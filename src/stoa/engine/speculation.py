@@ -1,0 +1,111 @@
+"""Speculative decoding by prompt lookup: what followed the last few tokens before is guessed to follow again.
+
+Guesses run as extra rows of the step. A token is a function of its logits and of (seed, position), and logits do
+not depend on company, so a guess is right exactly when it is the token that would have come anyway: speculation
+changes when tokens come, never which, at any temperature and with any adapters.
+
+It is used where it pays. With step time a + b rows, n sequences at one row each give n / (a + b n) tokens a
+second; k more rows with hit rate p give (n + p k) / (a + b n + b k), which is more if and only if
+p > b n / (a + b n), the share of the step that rows cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stoa.engine.sequence import Sequence
+
+MAX_DRAFTS = 4
+_GRAM = 3  # tokens that must repeat
+_FORGET = 0.98  # weight of the past in the fit, per step
+_PRIOR_ROWS = 16.0  # until rows have varied, a step is taken to cost as much as this many rows, and its rows
+
+
+class PromptLookup:
+    """One sequence's n-grams, and how often its guesses have been right lately."""
+
+    def __init__(self) -> None:
+        self.hit_rate = 0.5
+        self._after: dict[tuple[int, ...], int] = {}  # gram -> index of the token that followed it last
+        self._indexed = 0
+
+    def propose(self, tokens: list[int], most: int) -> list[int]:
+        for end in range(max(self._indexed, _GRAM), len(tokens)):
+            self._after[tuple(tokens[end - _GRAM : end])] = end
+        self._indexed = len(tokens)
+        start = self._after.get(tuple(tokens[-_GRAM:]))
+        return [] if start is None else tokens[start : start + most]
+
+    def judge(self, drafted: int, right: int) -> None:
+        self.hit_rate += 0.1 * drafted * (right / drafted - self.hit_rate)
+
+    def rest(self) -> None:
+        """Not tried this time: confidence returns slowly, so that it is tried again some day."""
+        self.hit_rate += 0.005 * (0.5 - self.hit_rate)
+
+
+class StepCost:
+    """Seconds of a step as a + b rows: least squares with exponential forgetting."""
+
+    def __init__(self) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        self._n = self._n * _FORGET + 1
+        self._x = self._x * _FORGET + rows
+        self._y = self._y * _FORGET + seconds
+        self._xx = self._xx * _FORGET + rows * rows
+        self._xy = self._xy * _FORGET + rows * seconds
+
+    def rows_share(self, rows: int) -> float:
+        """Share of a step's time that its rows cost, the rest being the same for any number of rows."""
+        spread = self._n * self._xx - self._x**2
+        if spread <= 1e-3 * self._n * self._xx:
+            return rows / (rows + _PRIOR_ROWS)
+        per_row = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
+        fixed = max(0.0, (self._y - per_row * self._x) / self._n)
+        total = fixed + per_row * rows
+        return per_row * rows / total if total else 1.0
+
+
+class Speculator:
+    """Sets `drafts` of sequences before a step is scheduled."""
+
+    def __init__(self, max_model_len: int) -> None:
+        self.cost = StepCost()
+        self.max_model_len = max_model_len
+        self.drafted = 0
+        self.accepted = 0
+
+    def draft(self, running: Iterable[Sequence]) -> None:
+        decoding = [s for s in running if s.todo == 1 and s.request.pooling is None]
+        share = self.cost.rows_share(len(decoding)) if decoding else 1.0
+        for seq in decoding:
+            seq.drafts = []
+            if not _may_draft(seq):
+                continue
+            room = min(
+                MAX_DRAFTS,
+                seq.params.max_tokens - seq.num_output - 1,
+                self.max_model_len - len(seq.tokens) - 1,
+            )
+            if room < 1:
+                continue
+            if seq.lookup is None:
+                seq.lookup = PromptLookup()
+            if seq.lookup.hit_rate > share:
+                seq.drafts = seq.lookup.propose(seq.tokens, room)
+            else:
+                seq.lookup.rest()
+
+    def judge(self, seq: Sequence, drafted: int, right: int) -> None:
+        assert seq.lookup is not None
+        self.drafted += drafted
+        self.accepted += right
+        seq.lookup.judge(drafted, right)
+
+
+def _may_draft(seq: Sequence) -> bool:
+    """Only where a row's distribution depends on the tokens alone, not on what the step has yet to decide."""
+    p = seq.params
+    return seq.grammar is None and not p.has_penalty and seq.num_output >= p.min_tokens

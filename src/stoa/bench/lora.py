@@ -140,6 +140,7 @@ def _engine_config(
         "host_adapter_bytes": max(adapter_bytes, 1 << 28),
         "max_lora_rank": 4096,
         "prefix_caching": False,
+        "speculation": False,
     }
     try:
         return msgspec.convert(known | settings, EngineConfig)

@@ -15,6 +15,7 @@
 
 #define STRIP 16        /* output columns in a strip */
 #define STRIP_BYTES 64  /* bytes of one lane of a strip */
+#define MAX_HEAD_DIM 1024
 
 typedef struct {
     int64_t k;          /* inputs */

@@ -6,7 +6,6 @@ A step is: schedule → build the batch → forward → sample → advance. It i
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 import time
@@ -18,7 +17,7 @@ from stoa.engine.adapters.peft import load_pairs, read_adapter
 from stoa.engine.batch import Batch, build_batch
 from stoa.engine.config import EngineConfig
 from stoa.engine.grammar import GrammarCompiler
-from stoa.engine.kernels import describe, load_kernels
+from stoa.engine.kernels import default_threads, describe, load_kernels
 from stoa.engine.memory.adapter_cache import AdapterCache, Pairs
 from stoa.engine.memory.blocks import BlockTable
 from stoa.engine.memory.pool import PagePool
@@ -49,12 +48,16 @@ class Engine:
         self.model: ModelConfig = read_model_config(folder)
         self.tokenizer = Tokenizer(folder) if (folder / "tokenizer.json").exists() else None
         self.kernels = load_kernels(_DTYPES[config.dtype], threads=config.threads or None, isa=config.isa)
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        torch.set_num_threads(config.threads or default_threads())
         self.wakeup = threading.Event()
         self.max_model_len = self._context_limit()
         self.decoder = Decoder(
             self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize]
         )
+        if self.kernels.owns_threads:
+            torch.set_num_threads(
+                1
+            )  # loading is done; what torch still does must not compete with the kernels
         self.layout = self.kernels.kv_layout(
             self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, config.block_size
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from stoa.engine.kernels.interface import Kernels
 
-__all__ = ["available_isas", "describe", "load_kernels", "measure_read_bandwidth"]
+__all__ = ["available_isas", "default_threads", "describe", "load_kernels", "measure_read_bandwidth"]
 
 
 def load_kernels(dtype: torch.dtype, *, threads: int | None = None, isa: str | None = None) -> Kernels:

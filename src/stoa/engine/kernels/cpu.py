@@ -151,6 +151,8 @@ class _Rows:
 class CpuKernels:
     """Implements `interface.Kernels`. `isa` is one of `library.ISAS` that this machine has."""
 
+    owns_threads = True
+
     def __init__(self, dtype: torch.dtype, *, threads: int, isa: str) -> None:
         self.dtype = dtype
         self.isa = isa

@@ -92,6 +92,11 @@ class Kernels(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    @property
+    def owns_threads(self) -> bool:
+        """Do the kernels run on threads of their own, rather than torch's?"""
+        ...
+
     # -- weights, once at load
     def pack_linear(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bits: int = 16

@@ -52,6 +52,7 @@ class TorchKernels:
     """Implements `interface.Kernels`."""
 
     name = "torch"
+    owns_threads = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype

@@ -26,7 +26,12 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
         ("colour = 1", {}, "unknown setting 'colour'"),
         ("port = 'many'", {}, "stoa.toml: port"),
         ("port = ", {}, "cannot be read"),
-        ("", {"dtype": "int3"}, "command line: dtype"),
+        ("", {"dtype": "int3"}, "command line: dtype is 'int3'; accepted: auto, bf16, fp32"),
+        ("", {"threads": -1}, "threads is -1; accepted: an integer, at least 0 and at most 256"),
+        ("", {"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ("", {"max_batch_tokens": -3}, "at least 1"),
+        ("pool_gib = nan", {}, "pool_gib is nan; accepted: a number"),
+        ("port = 99999", {}, "port is 99999"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_source(

@@ -7,9 +7,10 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from stoa.errors import ConfigError
 
@@ -21,24 +22,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     home: str = ""  # all state; default: the user's data folder
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     model: str = "demo"  # "demo", a folder, or a hub id
     served_model_name: str = ""  # default: the folder's name
     adapters: str = ""  # a folder of PEFT folders, served in place
     device: Literal["cpu"] = "cpu"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     quantize: Literal["none", "int8", "int4"] = "none"  # of the base weights
-    threads: int = 0
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
     isa: str = ""  # force a lower instruction set path
-    max_model_len: int = 0
-    max_num_seqs: int = 64
-    max_batch_tokens: int = 512
-    max_lora_rank: int = 512
-    pool_gib: float = 0.0  # KV blocks and resident adapters
-    host_adapter_gib: float = 0.0
-    max_queue: int = 1024  # requests in flight before 429
-    max_body_bytes: int = 8 << 20
-    drain_s: float = 30.0
+    max_model_len: Annotated[int, Meta(ge=0)] = 0
+    max_num_seqs: Annotated[int, Meta(ge=1, le=4096)] = 64
+    max_batch_tokens: Annotated[int, Meta(ge=1, le=65536)] = 512
+    max_lora_rank: Annotated[int, Meta(ge=1, le=65536)] = 512
+    pool_gib: Annotated[float, Meta(ge=0, le=65536)] = 0.0  # KV blocks and resident adapters
+    host_adapter_gib: Annotated[float, Meta(ge=0, le=65536)] = 0.0
+    max_queue: Annotated[int, Meta(ge=1)] = 1024  # requests in flight before 429
+    max_body_bytes: Annotated[int, Meta(ge=1)] = 8 << 20
+    drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     api_key: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
@@ -78,20 +79,23 @@ def load_settings(
 
 def _check(source: str, key: str, value: Any) -> None:
     try:
-        msgspec.convert({key: value}, Settings, strict=False)
+        settings = msgspec.convert({key: value}, Settings, strict=False)
+        if getattr(settings, key) != getattr(settings, key):
+            raise msgspec.ValidationError("not a number")
     except msgspec.ValidationError:
-        kind = typing.get_type_hints(Settings)[key]
+        kind = typing.get_type_hints(Settings, include_extras=True)[key]
         raise ConfigError(f"{source}: {key} is {value!r}; accepted: {accepted(kind)}", param=key) from None
 
 
 def accepted(kind: Any) -> str:
     """What a setting of this type may be, in words."""
-    choices = typing.get_args(kind)
-    return (
-        ", ".join(map(str, choices))
-        if choices
-        else {"int": "an integer", "float": "a number", "str": "text"}[kind.__name__]
-    )
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(map(str, typing.get_args(kind)))
+    bare, *more = typing.get_args(kind) or (kind,)
+    words = {"int": "an integer", "float": "a number", "str": "text"}[bare.__name__]
+    for meta in more:
+        words += f", at least {meta.ge}" + (f" and at most {meta.le}" if meta.le is not None else "")
+    return words
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

@@ -54,6 +54,14 @@ class RequestTooLarge(StoaError):
     code = "request_too_large"
 
 
+class RequestTimeout(StoaError):
+    """The client took too long to send its request."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class QueueFull(StoaError):
     """The service holds as many requests as it may; try again after `retry_after_s` seconds."""
 

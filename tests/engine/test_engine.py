@@ -298,3 +298,27 @@ def test_an_adapter_whose_files_changed_is_not_served_under_its_old_id(tmp_path:
     last = drain(engine, [changed])["r", 0].last
     assert last is not None
     assert last.error_code == "invalid_adapter"
+
+
+def test_choices_of_a_request_that_cannot_fit_fail_together() -> None:
+    """The first is refused, its siblings go with it, and a neighbour in the same step is unharmed."""
+    engine = make_engine(model_folder("llama"), pool_bytes=9 * PAGE, max_model_len=144, max_num_seqs=8)
+    big = adapter_folder("llama", 1)
+    hopeless = request("big", prompt(1, 140), adapter=big, n=4, max_tokens=4)
+    answers = drain(engine, [hopeless, request("small", prompt(2, 10), max_tokens=4)])
+    assert [a.finish for (id, _), a in answers.items() if id == "big"] == ["error"]
+    assert len(answers["small", 0].tokens) == 4
+    assert_all_returned(engine)
+
+
+def test_an_embedding_is_the_same_after_preemption() -> None:
+    """To the last bit, in chunks or whole, alone or crowded out in the middle."""
+    asked = [msgspec.structs.replace(request(str(i), prompt(i, 60 + i)), pooling="mean") for i in range(6)]
+
+    def vectors(engine: Engine) -> list[Any]:
+        answers = drain(engine, [*asked, request("talk", prompt(9, 40), max_tokens=50)])
+        return [answers[str(i), 0].last.embedding for i in range(6)]  # type: ignore[union-attr]
+
+    whole = vectors(make_engine(model_folder("llama")))
+    tight = make_engine(model_folder("llama"), pool_bytes=14 * PAGE, max_batch_tokens=24, max_model_len=96)
+    assert vectors(tight) == whole

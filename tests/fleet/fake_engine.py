@@ -5,6 +5,7 @@ What a request wants is written in its prompt: [tokens to produce, milliseconds 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -14,6 +15,7 @@ from stoa.engine.stats import EngineStats
 from stoa.errors import InvalidRequest, UnsupportedModel
 
 STEP_S = 0.005
+POISON, STALL = -2, -3
 
 
 class FakeEngine:
@@ -35,6 +37,10 @@ class FakeEngine:
         return bool(self._live)
 
     def add_request(self, request: GenerationRequest) -> None:
+        if request.prompt_token_ids[0] == POISON:
+            os._exit(9)
+        if request.prompt_token_ids[0] == STALL:
+            time.sleep(3600)
         if request.prompt_token_ids[0] < 0:
             raise InvalidRequest("token id -1 is outside the vocabulary", param="prompt")
         starts = time.monotonic() + request.prompt_token_ids[1] / 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from stoa.engine.config import EngineConfig
 from stoa.engine.request import GenerationRequest
 from stoa.errors import EngineUnavailable, QueueFull, UnsupportedModel
 from stoa.fleet.replica import LocalReplica
+from tests.fleet.fake_engine import POISON, STALL
 
 FACTORY = "tests.fleet.fake_engine:FakeEngine"
 
@@ -82,6 +84,29 @@ async def test_what_had_begun_gets_a_clear_error() -> None:
         assert await answer(r, ask("b")) == [0, 1, 2]
 
 
+async def test_a_request_that_ends_engine_after_engine_is_given_up() -> None:
+    """It is run again once, in case it was innocent; then it fails, and the service goes on."""
+    async with replica() as r:
+        with pytest.raises(EngineUnavailable, match="stopped"):
+            await answer(r, ask("poison", POISON))
+        await until(lambda: r.ready)
+        assert r.restarts == 2
+        assert await answer(r, ask("b")) == [0, 1, 2]
+
+
+async def test_an_engine_that_does_not_answer_is_replaced() -> None:
+    """What waited for it runs on its successor."""
+    async with replica(stall_s=0.6) as r:
+        stuck = asyncio.create_task(answer(r, ask("stuck", STALL)))
+        waiting = asyncio.create_task(answer(r, ask("b")))
+        with pytest.raises(EngineUnavailable):
+            await stuck
+        with contextlib.suppress(EngineUnavailable):
+            await waiting
+        await until(lambda: r.ready)
+        assert await answer(r, ask("c")) == [0, 1, 2]
+
+
 async def test_random_kills_lose_no_request() -> None:
     """Whatever dies when: each request ends with all its tokens or with EngineUnavailable."""
     rng = random.Random(1)
@@ -137,6 +162,21 @@ async def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
             await answer(r, ask("b"))
         assert await running == list(range(40))
         await stopping
+
+
+async def test_a_hurried_stop_waits_no_longer() -> None:
+    """A second signal ends the drain; what runs ends with an error."""
+    async with replica() as r:
+        running = asyncio.create_task(answer(r, ask("a", 100000)))
+        await asyncio.sleep(0.05)
+        stopping = asyncio.create_task(r.stop(60))
+        await asyncio.sleep(0.05)
+        assert not r.ready
+        r.hurry()
+        async with asyncio.timeout(10):
+            await stopping
+        with pytest.raises(EngineUnavailable):
+            await running
 
 
 async def test_sigterm_to_the_engine_drains_it() -> None:

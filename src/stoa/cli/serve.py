@@ -86,8 +86,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             starting = asyncio.create_task(replica.start())
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # ours, below
             http = asyncio.create_task(server.serve(sockets=[listener]))
+
+            def end() -> None:
+                if stop.is_set():
+                    replica.hurry()
+                stop.set()
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop.set)
+                loop.add_signal_handler(number, end)
                 signals.callback(loop.remove_signal_handler, number)
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({starting, stopping, http}, return_when=asyncio.FIRST_COMPLETED)
@@ -98,7 +104,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             else:
                 starting.cancel()
             if stop.is_set():
-                print(f"stopping: up to {settings.drain_s:g} s for running requests", file=sys.stderr)
+                print(
+                    f"stopping: up to {settings.drain_s:g} s for running requests; once more stops at once",
+                    file=sys.stderr,
+                )
             await replica.stop(settings.drain_s)
     finally:
         server.should_exit = True
@@ -126,6 +135,7 @@ def _assemble(settings: Settings) -> tuple[Service, LocalReplica]:
         registry=registry,
         vocab_size=read_model_config(folder).vocab_size,
         max_body_bytes=settings.max_body_bytes,
+        max_queue=settings.max_queue,
         max_lora=settings.max_num_seqs,
         api_key=settings.api_key or None,
     )

@@ -80,8 +80,12 @@ class Engine:
             prefix_caching=config.prefix_caching,
         )
         self.speculator = Speculator(self.max_model_len)
-        self.grammars = GrammarCompiler(self.tokenizer, self.model.vocab_size) if self.tokenizer else None
         ends = {*self.model.eos_token_ids, *(self.tokenizer.eos_token_ids if self.tokenizer else ())}
+        self.grammars: GrammarCompiler | None = None
+        if self.tokenizer is not None:
+            self.grammars = GrammarCompiler(
+                self.tokenizer, self.model.vocab_size, end_tokens=ends, folder=folder, done=self.wakeup.set
+            )
         self.end_tokens = frozenset(ends)
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
@@ -143,9 +147,10 @@ class Engine:
             self.speculator.draft(self.scheduler.running)
         plan = self.scheduler.schedule()
         events = [self._fail(seq, error) for seq, error in plan.failed]
-        self.idle = not plan.counts
-        if plan.counts:
-            batch = build_batch(plan.counts, self.kernels, self.adapters.packed)
+        counts = {seq: count for seq, count in plan.counts.items() if not seq.done}  # siblings of the failed
+        self.idle = not (counts or events or plan.preempted)
+        if counts:
+            batch = build_batch(counts, self.kernels, self.adapters.packed)
             events += self._run(batch)
             took_s = time.perf_counter() - started
             self.speculator.cost.observe(batch.starts[-1], took_s)
@@ -184,6 +189,10 @@ class Engine:
         self, seq: Sequence, tokens: list[int], logprobs: list[TokenLogprob | None]
     ) -> list[TokenEvent]:
         """The first token, and the one after each draft that equals the token before it."""
+        if seq.done:  # a sibling has failed
+            return []
+        if seq.failure is not None:
+            return [self._fail(seq, seq.failure)]
         drafts, seq.drafts = seq.drafts, []
         events = [self._advance(seq, tokens[0], logprobs[0])]
         for i, draft in enumerate(drafts):
@@ -204,7 +213,10 @@ class Engine:
     def _advance(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> TokenEvent:
         """Appends the token and finds out whether the sequence ends with it."""
         seq.tokens.append(token)
-        text, reason, stop = self._consume(seq, token)
+        try:
+            text, reason, stop = self._consume(seq, token)
+        except InvalidRequest as error:
+            return self._fail(seq, error)
         if reason is None and (
             seq.num_output >= seq.params.max_tokens or len(seq.tokens) >= self.max_model_len
         ):
@@ -232,8 +244,10 @@ class Engine:
         p = seq.params
         if token in p.stop_token_ids or (token in self.end_tokens and not p.ignore_eos):
             return "", "stop", token if token in p.stop_token_ids else None
-        if seq.grammar is not None:
-            seq.grammar.accept(token)
+        if seq.grammar is not None and not seq.grammar.accept(token):
+            raise InvalidRequest(
+                "the output format leaves nothing that could follow", param="response_format"
+            )
         text, stop = "", None
         if seq.text is not None:
             text, stop = seq.text.push(token, may_stop=seq.num_output >= p.min_tokens)
@@ -244,8 +258,9 @@ class Engine:
         return text, None, None
 
     def _pool(self, seq: Sequence, hidden: torch.Tensor) -> list[TokenEvent]:
-        total = hidden.float().sum(0).numpy()
-        seq.pooled = total if seq.pooled is None else seq.pooled + total
+        for row in hidden.double().numpy():  # one after the other: chunks change no bit
+            seq.pooled = row if seq.pooled is None else seq.pooled + row
+        assert seq.pooled is not None
         if seq.todo:
             return []
         mean = seq.pooled / seq.num_prompt
@@ -269,8 +284,7 @@ class Engine:
             del self._live[seq.request.id]
 
     def _fail(self, seq: Sequence, error: StoaError) -> TokenEvent:
-        """The scheduler dropped `seq`; its siblings cannot run either."""
-        seq.done = True
+        """`seq` cannot go on; its siblings cannot either."""
         self.cancel(seq.request.id)
         return TokenEvent(
             request_id=seq.request.id,
@@ -278,6 +292,7 @@ class Engine:
             finish_reason="error",
             error=error.message,
             error_code=error.code or error.type,
+            error_param=error.param,
             prompt_tokens=seq.num_prompt,
         )
 
@@ -310,6 +325,8 @@ class Engine:
 
     def close(self) -> None:
         self.adapters.close()
+        if self.grammars is not None:
+            self.grammars.close()
 
     # -- set-up and checks
 
@@ -342,21 +359,23 @@ class Engine:
         self, request: GenerationRequest, index: int, seed: int, parent: Sequence | None
     ) -> Sequence:
         p = request.params
-        text = grammar = None
+        text = None
         if self.tokenizer is not None and request.pooling is None:
             text = TextStream(self.tokenizer, p.stop, p.include_stop, p.skip_special_tokens)
-            if p.grammar is not None and self.grammars is not None:
-                grammar = self.grammars.compile(p.grammar)
-        return Sequence(
+        seq = Sequence(
             request,
             index,
             self._arrivals,
             seed + index,
             block_size=self.config.block_size,
             text=text,
-            grammar=grammar,
             parent=parent,
         )
+        if parent is not None:
+            seq.compiling = parent.compiling
+        elif text is not None and p.grammar is not None and self.grammars is not None:
+            seq.compiling = self.grammars.submit(p.grammar)
+        return seq
 
     def _read_adapter(self, ref: AdapterRef) -> Pairs:
         """Raises InvalidAdapter also when the folder no longer holds what `ref.id` says."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
+from stoa.engine.grammar_probe import GrammarProbe
 from stoa.engine.request import Grammar
 from stoa.engine.tokenizer import Tokenizer
 from stoa.errors import InvalidRequest
 
 _MAX_SOURCE_CHARS = 200_000
+_COMPILERS = 2  # grammars compiled at once
 # Bounded, or a model that likes spaces would fill its budget with them.
 _WHITESPACE = r"(\n {0,16}| )?"  # between JSON tokens: one space, or a line break and its indentation
 
@@ -30,9 +34,12 @@ class GrammarCompiler:
         *,
         end_tokens: Collection[int] = (),
         cache_size: int = 256,
+        folder: Path | None = None,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         """`vocab_size`: number of logits of the model, where it differs from the tokenizer's;
-        `end_tokens`: those of the model, beside the tokenizer's."""
+        `end_tokens`: those of the model, beside the tokenizer's; `folder`: of the tokenizer, for `submit`,
+        which calls `done` from another thread when a grammar is ready."""
         self.vocab_size = vocab_size or tokenizer.vocab_size
         self._tokenizer = tokenizer
         self._end_tokens = sorted({*tokenizer.eos_token_ids, *end_tokens})
@@ -40,6 +47,11 @@ class GrammarCompiler:
         self._cache: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._ll: LLTokenizer | None = None
+        self._done = done
+        self._threads = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="grammar")
+        self._probes = [
+            GrammarProbe(folder, self.vocab_size, self._end_tokens) for _ in range(_COMPILERS) if folder
+        ]
 
     def compile(self, grammar: Grammar) -> GrammarState:
         """The state before the first token. Raises InvalidRequest(param="response_format") and says why."""
@@ -54,6 +66,38 @@ class GrammarCompiler:
                 while len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)
         return GrammarState(matcher.deep_copy(), self.vocab_size)
+
+    def submit(self, grammar: Grammar) -> Future[GrammarState]:
+        """As `compile`, but off this thread, and tried first where it can do no harm."""
+        future: Future[GrammarState]
+        with self._lock:
+            known = grammar in self._cache
+        if known:
+            future = Future()
+            future.set_result(self.compile(grammar))
+            return future
+        future = self._threads.submit(self._try_and_compile, grammar)
+        future.add_done_callback(lambda _: self._done())
+        return future
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            probes, self._probes = self._probes, []
+        for probe in probes:
+            probe.close()
+
+    def _try_and_compile(self, grammar: Grammar) -> GrammarState:
+        with self._lock:
+            if not self._probes:
+                raise _refusal("the service is shutting down")
+            probe = self._probes.pop()
+        try:
+            probe.check(grammar)
+        finally:
+            with self._lock:
+                self._probes.append(probe)
+        return self.compile(grammar)
 
     def _build(self, grammar: Grammar) -> LLMatcher:
         if len(grammar.source) > _MAX_SOURCE_CHARS:
@@ -99,10 +143,12 @@ class GrammarState:
         return mask
 
     def accept(self, token_id: int) -> bool:
-        """Takes the chosen token; false, and no change, if the grammar does not allow it."""
-        if self._matcher.validate_tokens([token_id]) != 1:
-            return False
-        return self._matcher.consume_token(token_id)
+        """Takes the chosen token; false, and no change, if the grammar does not allow it. Raises
+        InvalidRequest if the grammar has become too complex to follow."""
+        allowed = self._matcher.validate_tokens([token_id]) == 1 and self._matcher.consume_token(token_id)
+        if self._matcher.is_error():
+            raise _refusal(self._matcher.get_error())
+        return allowed
 
     @property
     def finished(self) -> bool:

@@ -92,6 +92,7 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_reason: int | str | None = None  # the stop string or token that ended it
     error: str | None = None  # with finish_reason "error"
     error_code: str | None = None  # code of the StoaError behind it, e.g. "invalid_adapter"
+    error_param: str | None = None  # the field it blames
     prompt_tokens: int = 0  # on the last event
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; on the last event
     completion_tokens: int = 0  # on the last event

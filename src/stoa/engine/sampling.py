@@ -65,7 +65,7 @@ def sample(
     kernels: Kernels, logits: Tensor, seqs: Seq[Sequence], positions: Seq[int], end_tokens: Seq[int]
 ) -> tuple[list[int], list[TokenLogprob | None]]:
     """logits: [n, V] fp32 (overwritten), row i for the token of seqs[i] at positions[i]. Returns a token and
-    maybe logprobs for each.
+    maybe logprobs for each; where a grammar cannot be followed, seq.failure is set.
 
     `end_tokens` are suppressed while `min_tokens` is not reached.
     """
@@ -74,7 +74,10 @@ def sample(
     rows: NDArray[np.float32] = logits.numpy()
     raw = [_log_softmax(rows[i]) if s.params.logprobs is not None else None for i, s in enumerate(seqs)]
     for row, seq in zip(rows, seqs, strict=True):
-        _shape(row, seq, end_tokens)
+        try:
+            _shape(row, seq, end_tokens)
+        except InvalidRequest as error:
+            seq.failure = error
     tokens = kernels.argmax(logits)
     for i, seq in enumerate(seqs):
         if seq.params.temperature > 0:

@@ -28,6 +28,7 @@ class StepPlan:
 
     counts: dict[Sequence, int] = field(default_factory=dict)
     failed: list[tuple[Sequence, StoaError]] = field(default_factory=list)
+    preempted: bool = False
 
 
 class Scheduler:
@@ -79,7 +80,8 @@ class Scheduler:
             if count and seq in self.running and self._grow(seq, count, plan):
                 plan.counts[seq] = count
             budget = self.max_batch_tokens - sum(plan.counts.values())
-        if self.preemptions == preemptions:
+        plan.preempted = self.preemptions != preemptions
+        if not plan.preempted:
             self._admit(plan, budget)
         return plan
 
@@ -112,9 +114,11 @@ class Scheduler:
         for seq in list(self.waiting):
             if slots <= 0 or budget <= 0:
                 return
-            if seq.parent is not None:
+            if seq.parent is not None or any(seq.request is s.request for s, _ in plan.failed):
                 continue
             try:
+                if not seq.grammar_ready():
+                    continue
                 ready = self._adapter_ready(seq)
                 count = self._start(seq, budget) if ready else 0
                 if ready is None or (ready and not count):
@@ -122,6 +126,7 @@ class Scheduler:
                     return  # no room: later arrivals must not take what this one waits for
             except StoaError as error:
                 self.remove(seq)
+                seq.done = True
                 plan.failed.append((seq, error))
                 continue
             slots -= seq.pinned or bool(ready)

@@ -20,9 +20,12 @@ from stoa.engine.memory.blocks import chain_next, chain_salt
 from stoa.engine.request import GenerationRequest
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from stoa.engine.grammar import GrammarState
     from stoa.engine.speculation import PromptLookup
     from stoa.engine.text import TextStream
+    from stoa.errors import StoaError
 
 _CLASS_RANK = {"interactive": 0, "batch": 1}
 
@@ -39,7 +42,6 @@ class Sequence:
         *,
         block_size: int,
         text: TextStream | None,
-        grammar: GrammarState | None,
         parent: Sequence | None = None,
     ) -> None:
         self.request = request
@@ -49,7 +51,9 @@ class Sequence:
         self.seed = seed
         self.block_size = block_size
         self.text = text
-        self.grammar = grammar
+        self.grammar: GrammarState | None = None
+        self.compiling: Future[GrammarState] | None = None  # the grammar, while it is being made
+        self.failure: StoaError | None = None  # why the sequence cannot go on, found while sampling
         self.parent = parent  # set while the prompt is being computed by another choice of the request
 
         self.tokens: list[int] = list(request.prompt_token_ids)
@@ -64,9 +68,18 @@ class Sequence:
         self.pinned = False  # holds a pin on its adapter
         self.done = False
         self.arrived_s = time.monotonic()
-        self.pooled: NDArray[np.float32] | None = None  # running sum of hidden states, when embedding
+        self.pooled: NDArray[np.float64] | None = None  # running sum of hidden states, when embedding
         salt = chain_salt(request.project, request.adapter.id if request.adapter else None)
         self._chain: list[bytes] = [salt]
+
+    def grammar_ready(self) -> bool:
+        """Is there none to wait for? Raises InvalidRequest if it cannot be used."""
+        if self.compiling is None:
+            return True
+        if not self.compiling.done():
+            return False
+        self.grammar, self.compiling = self.compiling.result().copy(), None
+        return True
 
     @property
     def adapter_id(self) -> str | None:
@@ -93,6 +106,7 @@ class Sequence:
     def drop_pages(self) -> list[int]:
         """Forgets what was computed and returns the pages to release."""
         pages, self.pages = self.pages, []
+        self.pooled = None
         self.drafts = []
         self.num_computed = 0
         self.num_published = 0

@@ -44,6 +44,8 @@ from stoa.fleet.worker import DEFAULT_FACTORY, STARTUP_ERROR
 log = structlog.get_logger()
 _STDERR_LINES = 40
 _MAX_BACKOFF_S = 10.0
+_MAX_REPLAYS = 1  # a request that ends one engine after the other must not go on
+_BEAT_S = 10.0
 
 
 @dataclass
@@ -53,6 +55,7 @@ class _Live:
     request: GenerationRequest
     queue: asyncio.Queue[list[TokenEvent] | None] = field(default_factory=asyncio.Queue)
     produced: bool = False
+    replays: int = 0  # engines that died with it
 
 
 class LocalReplica:
@@ -65,11 +68,14 @@ class LocalReplica:
         max_queue: int = 1024,
         factory: str = DEFAULT_FACTORY,
         start_s: float = 600.0,
+        stall_s: float = 300.0,
     ) -> None:
+        """`start_s`: how long an engine may take to start; `stall_s`: to answer, before another replaces it."""
         self.config = config
         self.max_queue = max_queue
         self.factory = factory
         self.start_s = start_s
+        self.stall_s = stall_s
         self.ready = False
         self.restarts = 0
         self.max_model_len = 0
@@ -77,9 +83,11 @@ class LocalReplica:
         self.notice = ""
         self._live: dict[str, _Live] = {}
         self._draining = False
+        self._hurried = False
         self._stopped = False
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._heard_s = 0.0
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
         self._folder = tempfile.TemporaryDirectory(prefix="stoa-")  # mode 0700
@@ -104,7 +112,7 @@ class LocalReplica:
         self._draining = True
         self.ready = False
         deadline = time.monotonic() + drain_s
-        while self._live and time.monotonic() < deadline:  # noqa: ASYNC110
+        while self._live and not self._hurried and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         self._stopped = True
         if self._writer is not None:
@@ -116,6 +124,10 @@ class LocalReplica:
         if self._watcher is not None:
             await self._watcher
         self._folder.cleanup()
+
+    def hurry(self) -> None:
+        """A `stop` under way waits no longer."""
+        self._hurried = True
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
         """Events of the request until each of its choices has ended. Closing the generator cancels it.
@@ -149,10 +161,13 @@ class LocalReplica:
         """Raises EngineUnavailable when the engine is not up."""
         if self._writer is None:
             raise EngineUnavailable("the engine is not up")
+        return await self._ask_stats()
+
+    def _ask_stats(self) -> asyncio.Future[EngineStats]:
         waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
         self._send(GetStats())
-        return await waiter
+        return waiter
 
     async def warm(self, ref: AdapterRef) -> None:
         if self._writer is not None:
@@ -211,13 +226,18 @@ class LocalReplica:
                 await self._kill()
                 await echo
                 raise self._start_error()
-            reader, self._writer = connected.result()
-            hello = await read_from_engine(reader)
+            reader, writer = connected.result()
+            try:
+                hello = await read_from_engine(reader)
+            except BaseException:
+                writer.close()
+                raise
             assert isinstance(hello, Hello)
         finally:
             exited.cancel()
             listener.close()
         self.kernels, self.notice, self.max_model_len = hello.kernels, hello.notice, hello.max_model_len
+        self._writer = writer
         for live in self._live.values():
             self._send(live.request)
         self.ready = not self._draining
@@ -244,7 +264,7 @@ class LocalReplica:
         while True:
             if reader is not None:
                 began = time.monotonic()
-                await self._read(reader)
+                await self._read_while_alive(reader)
                 pause_s = 0.1 if time.monotonic() - began > 30 else min(2 * pause_s, _MAX_BACKOFF_S)
             self._lost()
             await self._kill()
@@ -260,12 +280,29 @@ class LocalReplica:
                 log.error("the engine did not start again", error=str(error))
                 reader, pause_s = None, min(2 * pause_s, _MAX_BACKOFF_S)
 
+    async def _read_while_alive(self, reader: asyncio.StreamReader) -> None:
+        """Returns when the connection ends, or the engine has not answered for `stall_s`."""
+        reading = asyncio.ensure_future(self._read(reader))
+        self._heard_s = time.monotonic()
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=min(_BEAT_S, self.stall_s / 2))
+                if time.monotonic() - self._heard_s > self.stall_s:
+                    log.error("the engine does not answer", seconds=self.stall_s)
+                    return
+                if not self._stats_waiters and self._writer is not None:
+                    self._ask_stats().add_done_callback(asyncio.Future.exception)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:
             try:
                 message = await read_from_engine(reader)
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
+            self._heard_s = time.monotonic()
             if isinstance(message, Events):
                 self._hand_on(message.events)
             elif isinstance(message, EngineStats):
@@ -294,8 +331,10 @@ class LocalReplica:
                 waiter.set_exception(EngineUnavailable("the engine stopped"))
         self._stats_waiters.clear()
         for live in self._live.values():
-            if live.produced or self._stopped:
+            if live.produced or self._stopped or live.replays == _MAX_REPLAYS:
                 live.queue.put_nowait(None)
+            else:
+                live.replays += 1
 
     async def _kill(self) -> None:
         if self._process is None:

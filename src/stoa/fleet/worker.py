@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import ctypes
 import json
 import os
@@ -128,7 +129,15 @@ class Worker:
 
 def _refusals(request: GenerationRequest, error: StoaError) -> list[TokenEvent]:
     code = error.code or error.type
-    return [TokenEvent(request_id=request.id, finish_reason="error", error=error.message, error_code=code)]
+    return [
+        TokenEvent(
+            request_id=request.id,
+            finish_reason="error",
+            error=error.message,
+            error_code=code,
+            error_param=error.param,
+        )
+    ]
 
 
 async def serve(socket: str, engine: EngineLike) -> None:
@@ -198,7 +207,8 @@ def main() -> None:
         facts = {"message": error.message, "class": type(error).__name__, "param": error.param}
         print(STARTUP_ERROR + json.dumps(facts), file=sys.stderr)
         sys.exit(3)
-    asyncio.run(serve(args.socket, engine))
+    with contextlib.suppress(ConnectionError, FileNotFoundError):  # the gateway went away meanwhile
+        asyncio.run(serve(args.socket, engine))
 
 
 if __name__ == "__main__":

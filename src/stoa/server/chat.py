@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -25,7 +24,7 @@ from stoa.server.problems import error_body
 from stoa.server.service import Service
 from stoa.server.tool_calls import CallDelta, CallParser, ToolFormat
 from stoa.server.tools import ToolSpec, call_grammar, chosen_tools, detect_format, needs_special_tokens
-from stoa.server.wire import DONE, EventStream, body_reader, json_response, sse, while_connected
+from stoa.server.wire import DONE, EventStream, body_bytes, body_reader, json_response, sse, while_connected
 
 
 class ChatMessage(msgspec.Struct, omit_defaults=True):
@@ -110,7 +109,7 @@ class ChatEndpoint:
         check_chat(body, self._service)
         adapter = await self._service.adapter(body.model)
         # Rendering and encoding a long conversation must not hold up other streams.
-        ready = await asyncio.to_thread(self._prepare, body)
+        ready = await self._service.lanes.run(body_bytes(request), lambda: self._prepare(body))
         answer_id = f"chatcmpl-{secrets.token_hex(16)}"
         generation = Generation(
             self._service.replica,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -31,7 +30,7 @@ from stoa.server.params import (
 from stoa.server.problems import error_body
 from stoa.server.prompts import prompt_token_ids
 from stoa.server.service import Service
-from stoa.server.wire import DONE, EventStream, body_reader, json_response, sse, while_connected
+from stoa.server.wire import DONE, EventStream, body_bytes, body_reader, json_response, sse, while_connected
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -98,7 +97,9 @@ class CompletionsEndpoint:
         check_completion(body, self._service)
         adapter = await self._service.adapter(body.model)
         answer_id = f"cmpl-{secrets.token_hex(16)}"
-        requests, shown = await asyncio.to_thread(self._prepare, body, answer_id)
+        requests, shown = await self._service.lanes.run(
+            body_bytes(request), lambda: self._prepare(body, answer_id)
+        )
         if adapter is not None:
             requests = [msgspec.structs.replace(r, adapter=adapter.ref) for r in requests]
         generation = Generation(self._service.replica, requests, self._metrics)
@@ -121,6 +122,10 @@ class CompletionsEndpoint:
         prompts = prompt_token_ids(body.prompt, "prompt", service, service.max_choices)
         if len(prompts) * n > service.max_choices:
             raise out_of_range("n", n, f"n times prompts up to {service.max_choices}")
+        if len(prompts) > service.max_queue:
+            raise out_of_range(
+                "prompt", f"{len(prompts)} texts", f"up to {service.max_queue}, the queue's length"
+            )
         requests, shown = [], []
         for i, prompt in enumerate(prompts):
             room = completion_room(

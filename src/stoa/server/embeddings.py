@@ -20,7 +20,7 @@ from stoa.server.params import out_of_range
 from stoa.server.problems import event_error
 from stoa.server.prompts import prompt_token_ids
 from stoa.server.service import Service
-from stoa.server.wire import body_reader, close, json_response, while_connected
+from stoa.server.wire import body_bytes, body_reader, close, json_response, while_connected
 
 _AT_ONCE = 32  # inputs of one request in the engine, so that one request does not fill the queue
 Vector = NDArray[np.float32]
@@ -65,7 +65,7 @@ class EmbeddingsEndpoint:
         if body.dimensions is not None and body.dimensions < 1:
             raise out_of_range("dimensions", body.dimensions, "1 or above")
         adapter = await self._service.adapter(body.model)
-        prompts = await asyncio.to_thread(self._prompts, body)
+        prompts = await self._service.lanes.run(body_bytes(request), lambda: self._prompts(body))
         work = self._embed(prompts, None if adapter is None else adapter.ref)
         vectors = await while_connected(request.receive, work)
         data = [Embedding(i, _shown(v, body)) for i, v in enumerate(vectors)]
@@ -87,7 +87,7 @@ class EmbeddingsEndpoint:
 
     async def _embed(self, prompts: list[list[int]], adapter: AdapterRef | None) -> list[Vector]:
         """All or none: the first error cancels the others."""
-        gate = asyncio.Semaphore(_AT_ONCE)
+        gate = asyncio.Semaphore(min(_AT_ONCE, self._service.max_queue))
         group_id = f"embd-{secrets.token_hex(16)}"
 
         async def one(i: int, prompt: list[int]) -> Vector:

@@ -87,9 +87,9 @@ def event_error(event: TokenEvent) -> StoaError:
     if kind is QueueFull:
         return QueueFull(message, retry_after_s=1)
     if kind is not None:
-        return kind(message)
+        return kind(message, param=event.error_param)
     if code == InvalidRequest.type:
-        return InvalidRequest(message)
+        return InvalidRequest(message, param=event.error_param)
     return StoaError(message, code=code)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
 from stoa.engine.tokenizer import Tokenizer
 from stoa.errors import ModelNotFound
+
+T = TypeVar("T")
+_LONG_CHARS = 100_000
 
 if TYPE_CHECKING:
     from stoa.engine.adapters.registry import AdapterEntry, AdapterRegistry
@@ -41,6 +45,20 @@ class Replica(Protocol):
     async def forget(self, adapter_id: str) -> None: ...
 
 
+class Lanes:
+    """Threads for rendering and encoding prompts. Long ones queue in a lane of their own, so that they hold up
+    neither short ones nor anything else."""
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(4, thread_name_prefix="prompts")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="long-prompts")
+
+    async def run(self, size: int, work: Callable[[], T]) -> T:
+        """`size`: characters of the prompt, about."""
+        lane = self._long if size > _LONG_CHARS else self._short
+        return await asyncio.get_running_loop().run_in_executor(lane, work)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """One base model, its adapters, and the limits of the door."""
@@ -51,10 +69,12 @@ class Service:
     registry: AdapterRegistry  # reads the disk, so it is asked in a thread
     vocab_size: int  # number of logits: the tokenizer's may be smaller
     max_body_bytes: int = 8 << 20
+    max_queue: int = 1024  # requests that the replica takes at once
     max_choices: int = 128  # n, times the prompts of one request
     max_inputs: int = 2048  # texts in one embedding request
     max_lora: int = 64  # adapters that one step can hold, for routers
     api_key: str | None = None  # asked of /v1/* if given
+    lanes: Lanes = field(default_factory=lambda: Lanes())
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def adapter(self, name: str) -> AdapterEntry | None:

@@ -11,13 +11,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stoa.errors import RequestTooLarge
+from stoa.errors import RequestTimeout, RequestTooLarge
 from stoa.server.problems import undecodable
 
 T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
 DONE = b"data: [DONE]\n\n"
+_BODY_S = 60
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -33,13 +34,23 @@ def body_reader(kind: type[T]) -> Callable[[Request, int], Coroutine[Any, Any, T
     decoder = msgspec.json.Decoder(kind)
 
     async def read(request: Request, limit: int) -> T:
-        body = await _read_body(request, limit)
+        try:
+            async with asyncio.timeout(_BODY_S):
+                body = await _read_body(request, limit)
+        except TimeoutError:
+            raise RequestTimeout(f"The request body did not arrive within {_BODY_S} s") from None
+        request.scope["stoa.body_bytes"] = len(body)
         try:
             return decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise undecodable(error) from None
 
     return read
+
+
+def body_bytes(request: Request) -> int:
+    """Size of the body that a body reader has read."""
+    return int(request.scope["stoa.body_bytes"])
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

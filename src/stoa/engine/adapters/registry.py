@@ -141,13 +141,15 @@ class AdapterRegistry:
         self.root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
         try:
-            _copy(Path(folder), work)
+            _copy(Path(folder), work, self._max_bytes())
             spec = _read_copy(work, Path(folder), self._model, self.max_rank)
             _write_atomically(work / _FACTS_FILE, _dump(self._facts(spec)))
-            self._publish(name, spec.id[:12], work, replace)
+            version = spec.id[:12]
+            self._publish(name, version, work, replace)
+            entry = _make_entry(name, self.root / name / version, self._facts(spec))
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return self.get(name)
+        return entry
 
     def remove(self, name: str) -> None:
         """Forgets the name and deletes all its versions; an engine that has the files mapped keeps them.
@@ -192,6 +194,12 @@ class AdapterRegistry:
         return refused
 
     # -- inside
+
+    def _max_bytes(self) -> int:
+        """Of a weights file: all linear layers at the largest rank in fp64, and a header."""
+        shapes = self._model.linear_shapes().values()
+        per_rank = self._model.num_layers * sum(map(sum, shapes))
+        return 8 * self.max_rank * per_rank + (64 << 20)
 
     def _check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):
@@ -321,16 +329,23 @@ def _make_entry(name: str, path: Path, facts: _Facts) -> AdapterEntry:
     )
 
 
-def _copy(folder: Path, work: Path) -> None:
+def _copy(folder: Path, work: Path, max_bytes: int) -> None:
     """The two files that make an adapter; anything else in the folder stays behind."""
-    if not folder.is_dir():
-        raise InvalidAdapter(f"{folder} is not a folder", param="lora_path")
     try:
+        if not folder.is_dir():
+            raise InvalidAdapter(f"{str(folder)[:500]} is not a folder", param="lora_path")
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if (folder / name).is_file():
+                if (folder / name).stat().st_size > max_bytes:
+                    raise InvalidAdapter(
+                        f"{folder / name} is larger than any adapter of this base model could be",
+                        param="lora_path",
+                    )
                 shutil.copyfile(folder / name, work / name)
     except OSError as error:
-        raise InvalidAdapter(f"{folder} cannot be copied: {error}", param="lora_path") from None
+        raise InvalidAdapter(
+            f"{str(folder)[:500]} cannot be copied: {error.strerror}", param="lora_path"
+        ) from None
 
 
 def _read_copy(work: Path, folder: Path, model: ModelConfig, max_rank: int) -> AdapterSpec:

@@ -92,6 +92,7 @@ class AdapterCache:
 
     def prefetch(self, ref: AdapterRef) -> None:
         """Starts reading the adapter into host memory unless it is on its way or there."""
+        self._settle()
         known = self._resident.get(ref.id)
         if ref.id in self._host or ref.id in self._reading or (known and not known.forgotten):
             return
@@ -137,7 +138,7 @@ class AdapterCache:
         assert resident.pins > 0, "adapter unpinned twice"
         resident.pins -= 1
         resident.last_use = clock
-        if resident.forgotten and not resident.pins:
+        if resident.forgotten and not resident.pins and self.packed(adapter_id) is not None:
             self._drop(adapter_id)
 
     def oldest_idle(self) -> tuple[int, str] | None:
@@ -162,6 +163,7 @@ class AdapterCache:
 
     def forget(self, adapter_id: str) -> None:
         """Drops the adapter from memory; from the pool once nothing uses it."""
+        self._settle()
         self._host.pop(adapter_id, None)
         resident = self._resident.get(adapter_id)
         if resident is None:
@@ -173,15 +175,30 @@ class AdapterCache:
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
+    def _settle(self) -> None:
+        """Takes in what has been read, also what nobody asks for any more. A failed read is forgotten: whoever
+        still waits for it has it read again and is told then."""
+        for adapter_id, reading in list(self._reading.items()):
+            if not reading.done():
+                continue
+            if reading.exception() is None:
+                self._take_read(adapter_id)
+            else:
+                del self._reading[adapter_id]
+
+    def _take_read(self, adapter_id: str) -> None:
+        """Moves a finished read to the host cache. Raises the StoaError of a failed one."""
+        reading = self._reading.pop(adapter_id)
+        self._host[adapter_id] = reading.result()
+        self.loads += 1
+        self._trim_host(keep=adapter_id)
+
     def _take_host(self, ref: AdapterRef) -> HostAdapter | None:
         reading = self._reading.get(ref.id)
         if reading is not None:
             if not reading.done():
                 return None
-            del self._reading[ref.id]
-            self.loads += 1
-            self._host[ref.id] = reading.result()
-            self._trim_host(keep=ref.id)
+            self._take_read(ref.id)
         host = self._host.get(ref.id)
         if host is None:
             self.prefetch(ref)

@@ -69,7 +69,12 @@ class PagePool:
 
 
 def _reserve(nbytes: int) -> Tensor:
-    memory = mmap.mmap(-1, nbytes)
+    try:
+        memory = mmap.mmap(-1, nbytes)
+    except (OSError, OverflowError):
+        raise OutOfMemory(
+            f"a pool of {nbytes} bytes cannot be had; lower pool_gib", param="pool_gib"
+        ) from None
     with contextlib.suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -20,6 +20,8 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+_MAX_HEAD_DIM = 1024
+_LIMITS = {"num_hidden_layers": 10_000, "max_position_embeddings": 1 << 27}
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _ROPE_KEYS = {
     "default": set(),
@@ -91,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidModel(f"{path} does not exist; a model folder needs {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidModel(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidModel(f"{path} must hold a JSON object")
@@ -118,24 +120,26 @@ def parse_model_config(raw: Mapping[str, Any], *, eos_override: Any = None) -> M
         raise InvalidModel(
             f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})"
         )
-    if head_dim % 2:
-        raise InvalidModel(f"head_dim ({head_dim}) must be even")
+    if head_dim % 2 or head_dim > _MAX_HEAD_DIM:
+        raise UnsupportedModel(f"head_dim {head_dim} is not supported; accepted: even, up to {_MAX_HEAD_DIM}")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedModel(f"hidden_act {raw['hidden_act']!r} is not supported; accepted: 'silu'")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    if (quantized := raw.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise UnsupportedModel(f"pre-quantized weights ({method}) are not supported; give bf16, fp16 or fp32")
+    vocab_size = size("vocab_size")
+    own_ends = _token_ids(raw.get("eos_token_id"), "eos_token_id", vocab_size)
     attention_bias = bool(raw.get("attention_bias", False))
     return ModelConfig(
         family=family,
-        vocab_size=size("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=size("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope=_rope(raw, head_dim),
         max_position=size("max_position_embeddings", 2048),
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -144,8 +148,8 @@ def parse_model_config(raw: Mapping[str, Any], *, eos_override: Any = None) -> M
         mlp_bias=bool(raw.get("mlp_bias", False)),
         qk_norm=family == "qwen3",
         windows=_windows(raw, family, layers),
-        eos_token_ids=_token_ids(eos_override if eos_override is not None else raw.get("eos_token_id")),
-        bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=_token_ids(eos_override, "eos_token_id", vocab_size) or own_ends,
+        bos_token_id=next(iter(_token_ids(raw.get("bos_token_id"), "bos_token_id", vocab_size)), None),
     )
 
 
@@ -159,13 +163,28 @@ class _SizeReader:
             value = default
         if value is None:
             raise InvalidModel(f"config.json has no {key}")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise InvalidModel(f"config.json: {key} must be a positive integer, not {value!r}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not 0 < value <= _LIMITS.get(key, 1 << 31)
+        ):
+            raise InvalidModel(
+                f"config.json: {key} must be an integer from 1 to {_LIMITS.get(key, 1 << 31)}, not {value!r:.100}"
+            )
         return value
+
+
+def _number(raw: Mapping[str, Any], key: str, default: float) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InvalidModel(f"config.json: {key} must be a positive number, not {value!r:.100}")
+    return float(value)
 
 
 def _family(raw: Mapping[str, Any]) -> str:
     names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise InvalidModel(f"config.json: architectures must be a list of names, not {names!r:.100}")
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
@@ -176,22 +195,30 @@ def _family(raw: Mapping[str, Any]) -> str:
 
 
 def _rope(raw: Mapping[str, Any], head_dim: int) -> RopeConfig:
-    params = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = float(params.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
+    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise InvalidModel(f"config.json: rope scaling must be an object, not {given!r:.100}")
+    params = dict(given)
+    theta = _number(
+        {"rope_theta": params.pop("rope_theta", None) or raw.get("rope_theta") or 1e4}, "rope_theta", 1e4
+    )
     kind = params.pop("rope_type", None) or params.pop("type", None) or "default"
     params.pop("type", None)
     partial = params.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
     if partial != 1.0:
         raise UnsupportedModel(f"partial_rotary_factor {partial} is not supported; accepted: 1.0")
-    if kind not in ROPE_TYPES:
-        raise UnsupportedModel(f"rope scaling {kind!r} is not supported; accepted: {', '.join(ROPE_TYPES)}")
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise UnsupportedModel(
+            f"rope scaling {kind!r:.100} is not supported; accepted: {', '.join(ROPE_TYPES)}"
+        )
     missing = _ROPE_KEYS[kind] - params.keys()
     if missing:
         raise InvalidModel(f"rope scaling {kind!r} needs {', '.join(sorted(missing))}")
     if kind == "yarn" and not params.get("original_max_position_embeddings"):
         params["original_max_position_embeddings"] = raw.get("max_position_embeddings", 2048)
-    if not math.isfinite(theta) or theta <= 0:
-        raise InvalidModel(f"rope_theta must be positive, not {theta}")
+    for key, value in params.items():
+        if not isinstance(value, bool | None):
+            _number(params, key, 1.0)
     return RopeConfig(theta=theta, type=kind, params=params)
 
 
@@ -200,8 +227,11 @@ def _windows(raw: Mapping[str, Any], family: str, layers: int) -> tuple[int, ...
     window = raw.get("sliding_window")
     if family == "llama" or not window:
         return (0,) * layers
+    window = _SizeReader(raw)("sliding_window")
     types = raw.get("layer_types")
     if types:
+        if not isinstance(types, list) or not all(isinstance(t, str) for t in types):
+            raise InvalidModel(f"config.json: layer_types must be a list of names, not {types!r:.100}")
         unknown = set(types) - {"full_attention", "sliding_attention"}
         if unknown:
             raise UnsupportedModel(f"layer_types {', '.join(sorted(unknown))} are not supported")
@@ -213,10 +243,14 @@ def _windows(raw: Mapping[str, Any], family: str, layers: int) -> tuple[int, ...
     if not raw.get("use_sliding_window", False):
         return (0,) * layers
     first = raw.get("max_window_layers", layers)
+    if not isinstance(first, int):
+        raise InvalidModel(f"config.json: max_window_layers must be an integer, not {first!r:.100}")
     return tuple(window if i >= first else 0 for i in range(layers))
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _token_ids(value: Any, key: str, vocab_size: int) -> tuple[int, ...]:
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for i in ids:
+        if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab_size:
+            raise InvalidModel(f"{key} must be token ids below vocab_size {vocab_size}, not {i!r:.100}")
+    return tuple(ids)

@@ -114,6 +114,7 @@ class _Loader:
 
     def layer(self, i: int) -> Layer:
         c, prefix = self.config, f"model.layers.{i}."
+        self.checkpoint.release()
         norms = [
             self.vector(f"{prefix}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
             for name in ("q_norm", "k_norm")

@@ -17,7 +17,8 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Checkpoint:
-    """Named tensors of a model folder. Files are memory-mapped; nothing is read until asked for."""
+    """Named tensors of a model folder. Files are memory-mapped; nothing is read until asked for, and what was
+    read counts as this process's memory until `release`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,6 +31,9 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
         self._files.clear()
 
     def __contains__(self, name: str) -> bool:
@@ -59,7 +63,7 @@ class Checkpoint:
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise InvalidModel(f"{index} has no weight_map")
-            for file in set(weight_map.values()):
+            for file in weight_map.values():
                 if not isinstance(file, str) or Path(file).name != file:
                     raise InvalidModel(f"{index} names a shard outside the folder: {file!r}")
             return dict(weight_map)

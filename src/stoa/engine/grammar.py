@@ -187,4 +187,7 @@ def _schema(source: str) -> dict[str, object]:
 
 
 def _refusal(reason: str) -> InvalidRequest:
+    reason = reason.partition("\n<state>")[0]  # what follows is for the library's developers
+    if reason.startswith("NoExtension"):
+        reason = "no text satisfies it"
     return InvalidRequest(f"the output format cannot be used: {reason[:1000]}", param="response_format")

@@ -1,4 +1,4 @@
-"""One workload in Stoa, vLLM (CPU) and transformers + PEFT, in turn, on this machine.
+"""One workload in Stoa, vLLM (CPU), transformers + PEFT and llama.cpp, in turn, on this machine.
 
     benchmarks/setup_peers.sh PEERS
     python benchmarks/compare.py --peers PEERS --model 134m --out docs/results/compare-134m.json
@@ -22,13 +22,16 @@ from stoa.bench.synthetic import write_adapter, write_model
 from stoa.config import load_settings
 
 HERE = Path(__file__).parent
-PEERS = {"vllm": "vllm_cpu.py", "peft": "peft_mixed.py"}
+PEERS = {"vllm": "vllm_cpu.py", "peft": "peft_mixed.py", "llama.cpp": "llama_cpp.py"}
+QUANTIZED = {"stoa", "llama.cpp"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--engine", action="append", choices=["stoa", *PEERS], help="default: all there are")
     parser.add_argument("--model", default="134m")
+    parser.add_argument("--quantize", default="none", choices=["none", "int8", "int4"])
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--mode", action="append")
     parser.add_argument("--rounds", type=int, default=3)
@@ -41,11 +44,16 @@ def main() -> None:
     for i in range(max(batches)):
         folder = cache / f"{args.model}-r16" / f"adapter-{i:03d}"
         write_adapter(cache / args.model / "config.json", folder, rank=16, seed=i)
+    engines = chosen(args.engine, args.peers, args.quantize)
     found: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(args.rounds):
         for mode in modes:
-            for engine in ("stoa", *PEERS):
-                for row in run(engine, args.peers, args.model, cache, mode, batches, args.repeats):
+            for engine in engines:
+                options = ["--mode", mode, "--repeats", str(args.repeats)]
+                options += [word for batch in batches for word in ("--batch", str(batch))]
+                if engine in QUANTIZED:
+                    options += ["--quantize", args.quantize]
+                for row in run(engine, args.peers, args.model, cache, options):
                     found.setdefault((engine, mode, row["batch"]), []).append(row["output_tok_s"])
     rows = [
         {"engine": e, "mode": m, "batch": b, "output_tok_s": statistics.median(v), "rounds": v}
@@ -54,6 +62,7 @@ def main() -> None:
     report = {
         "machine": machine_facts(),
         "model": args.model,
+        "quantize": args.quantize,
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         ).stdout.strip(),
@@ -62,25 +71,26 @@ def main() -> None:
     }
     for row in rows:
         print(
-            f"{row['engine']:6s} {row['mode']:9s} {row['batch']:3d} {row['output_tok_s']:9.1f} tok/s  {row['rounds']}"
+            f"{row['engine']:9s} {row['mode']:9s} {row['batch']:3d} {row['output_tok_s']:9.1f} tok/s  {row['rounds']}"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def run(
-    engine: str, peers: Path, model: str, cache: Path, mode: str, batches: list[int], repeats: int
-) -> list[dict[str, Any]]:
-    common = ["--mode", mode, "--repeats", str(repeats)]
-    for batch in batches:
-        common += ["--batch", str(batch)]
+def chosen(named: list[str] | None, peers: Path, quantize: str) -> list[str]:
+    """The engines named, or Stoa and all peers set up; with quantized weights, those that have them."""
+    there = ["stoa", *(peer for peer in PEERS if (peers / peer / "bin" / "python").exists())]
+    return [engine for engine in named or there if quantize == "none" or engine in QUANTIZED]
+
+
+def run(engine: str, peers: Path, model: str, cache: Path, options: list[str]) -> list[dict[str, Any]]:
     if engine == "stoa":
-        command = [sys.executable, "-m", "stoa.cli", "bench", "lora", "--model", model, "--json", *common]
+        command = [sys.executable, "-m", "stoa.cli", "bench", "lora", "--model", model, "--json", *options]
     else:
         command = [
             str(peers / engine / "bin" / "python"), str(HERE / "peers" / PEERS[engine]),
-            "--model", str(cache / model), "--adapters", str(cache / f"{model}-r16"), *common,
+            "--model", str(cache / model), "--adapters", str(cache / f"{model}-r16"), *options,
         ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

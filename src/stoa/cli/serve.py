@@ -68,67 +68,84 @@ def serve(
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
-    import uvicorn
-
-    from stoa.server import create_app
+    from stoa.cli.models import resolve_model
+    from stoa.fleet.replica import LocalReplica
     from stoa.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
-    service, replica = _assemble(settings)
+    model_id, folder = resolve_model(settings)
+    replica = LocalReplica(_engine_config(settings, folder), max_queue=settings.max_queue)
+    starting = asyncio.create_task(replica.start())
+    try:
+        spawned = asyncio.create_task(replica.spawned.wait())
+        await asyncio.wait({starting, spawned}, return_when=asyncio.FIRST_COMPLETED)
+        spawned.cancel()
+        # What follows is read and imported while the engine does its own.
+        service = _assemble(settings, model_id, folder, replica)
+        await _serve_http(settings, service, replica, starting, listener)
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await replica.stop(0)
+
+
+async def _serve_http(
+    settings: Settings,
+    service: Service,
+    replica: LocalReplica,
+    starting: asyncio.Task[None],
+    listener: socket.socket,
+) -> None:
+    import uvicorn
+
+    from stoa.server import create_app
+
     server = uvicorn.Server(
         uvicorn.Config(create_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=5)
     )
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # ours, below
+    http = asyncio.create_task(server.serve(sockets=[listener]))
     stop = asyncio.Event()
+
+    def end() -> None:
+        if stop.is_set():
+            replica.hurry()
+        stop.set()
+
     loop = asyncio.get_running_loop()
-    http: asyncio.Task[None] | None = None
     try:
-        with contextlib.ExitStack() as signals:
-            starting = asyncio.create_task(replica.start())
-            server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # ours, below
-            http = asyncio.create_task(server.serve(sockets=[listener]))
-
-            def end() -> None:
-                if stop.is_set():
-                    replica.hurry()
-                stop.set()
-
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, end)
-                signals.callback(loop.remove_signal_handler, number)
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({starting, stopping, http}, return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()
-                _announce(settings, service, replica)
-                await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                starting.cancel()
-            if stop.is_set():
-                print(
-                    f"stopping: up to {settings.drain_s:g} s for running requests; once more stops at once",
-                    file=sys.stderr,
-                )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping, http}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            _announce(settings, service, replica)
+            await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            print(
+                f"stopping: up to {settings.drain_s:g} s for running requests; once more stops at once",
+                file=sys.stderr,
+            )
             await replica.stop(settings.drain_s)
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
         server.should_exit = True
-        if http is not None:
-            await http
+        await http
 
 
-def _assemble(settings: Settings) -> tuple[Service, LocalReplica]:
-    from stoa.cli.models import folders_in_place, open_registry, resolve_model
+def _assemble(settings: Settings, model_id: str, folder: Path, replica: LocalReplica) -> Service:
+    from stoa.cli.models import folders_in_place, open_registry
     from stoa.engine.model.config import read_model_config
     from stoa.engine.tokenizer import Tokenizer
-    from stoa.fleet.replica import LocalReplica
     from stoa.server import Service
 
-    model_id, folder = resolve_model(settings)
     registry = open_registry(settings, model_id, folder)
     for place in folders_in_place(settings):
         for name, reason in registry.add_folder(place).items():
             print(f"not served: {place / name}: {reason}", file=sys.stderr)
-    replica = LocalReplica(_engine_config(settings, folder), max_queue=settings.max_queue)
-    service = Service(
+    return Service(
         model_id=model_id,
         replica=replica,
         tokenizer=Tokenizer(folder),
@@ -139,7 +156,6 @@ def _assemble(settings: Settings) -> tuple[Service, LocalReplica]:
         max_lora=settings.max_num_seqs,
         api_key=settings.api_key or None,
     )
-    return service, replica
 
 
 def _engine_config(settings: Settings, folder: Path) -> EngineConfig:

@@ -77,6 +77,7 @@ class LocalReplica:
         self.start_s = start_s
         self.stall_s = stall_s
         self.ready = False
+        self.spawned = asyncio.Event()  # the process exists, though it may not be ready
         self.restarts = 0
         self.max_model_len = 0
         self.kernels = ""
@@ -217,6 +218,7 @@ class LocalReplica:
             sys.executable, "-m", "stoa.fleet.worker", "--socket", path, "--factory", self.factory,
             "--config", msgspec.json.encode(self.config).decode(), stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
+        self.spawned.set()
         echo = asyncio.create_task(self._echo_stderr(self._process))
         exited = asyncio.create_task(self._process.wait())
         try:

@@ -12,6 +12,7 @@ from stoa.engine.kernels.library import (
     available_isas,
     choose_isa,
     default_threads,
+    library,
     measure_read_bandwidth,
     missing_reason,
 )
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
     from stoa.engine.kernels.interface import Kernels
 
-__all__ = ["available_isas", "default_threads", "describe", "load_kernels", "measure_read_bandwidth"]
+__all__ = [
+    "all_finite",
+    "available_isas",
+    "default_threads",
+    "describe",
+    "load_kernels",
+    "measure_read_bandwidth",
+]
 
 
 def load_kernels(dtype: torch.dtype, *, threads: int | None = None, isa: str | None = None) -> Kernels:
@@ -33,6 +41,18 @@ def load_kernels(dtype: torch.dtype, *, threads: int | None = None, isa: str | N
     from stoa.engine.kernels.cpu import CpuKernels
 
     return CpuKernels(dtype, threads=threads or default_threads(), isa=choose_isa(isa))
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Is no value of a bf16, fp16 or fp32 tensor NaN or infinite?"""
+    import torch
+
+    masks = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
+    if missing_reason():
+        return bool(torch.isfinite(tensor).all())
+    tensor = tensor.contiguous()
+    mask = masks[tensor.dtype]
+    return bool(library().stoa_all_finite(tensor.data_ptr(), tensor.numel(), tensor.itemsize, mask))
 
 
 def describe() -> dict[str, Any]:

@@ -183,8 +183,7 @@ class CpuKernels:
             if quantized:
                 fill_quantized(strips.view(count, -1), weight, bits)
             else:
-                packed = strips.view(self.dtype).view(count, lanes, STRIP, self._per_lane)
-                self._fill_strips(packed, weight)
+                self._fill_strips(strips, weight, lanes, pooled=True)
             at += count
         own_bits = bits if quantized else 8 * self.dtype.itemsize
         return CpuLinear(data, self._pack_bias(biases, splits), k, lanes, own_bits, splits)
@@ -192,24 +191,15 @@ class CpuKernels:
     def _lanes(self, k: int) -> int:
         return -(-k // (self._per_lane * LANE_ALIGN)) * LANE_ALIGN
 
-    def _fill_strips(self, strips: Tensor, matrix: Tensor) -> None:
-        """matrix: [N, K] -> strips: [ceil(N / 16), lanes, 16, elements], zero where there is no value."""
-        n, k = matrix.shape
-        whole_n, whole_k = n // STRIP, k // self._per_lane
-        matrix = matrix.to(self.dtype)
-        if whole_n and whole_k:
-            block = matrix[: whole_n * STRIP, : whole_k * self._per_lane]
-            block = block.unflatten(0, (whole_n, STRIP)).unflatten(2, (whole_k, self._per_lane))
-            strips[:whole_n, :whole_k] = block.permute(0, 2, 1, 3)
-        if k % self._per_lane:  # an odd last input
-            for s in range(len(strips)):
-                column = matrix[s * STRIP : (s + 1) * STRIP, -1]
-                strips[s, whole_k, : len(column), 0] = column
-        if n % STRIP and whole_k:  # a narrow last strip
-            block = matrix[whole_n * STRIP :, : whole_k * self._per_lane]
-            strips[whole_n, :whole_k, : n % STRIP] = block.unflatten(1, (whole_k, self._per_lane)).permute(
-                1, 0, 2
-            )
+    def _fill_strips(
+        self, strips: Tensor, matrix: Tensor, lanes: int, *, narrow: bool = False, pooled: bool = False
+    ) -> None:
+        """matrix: [N, K] -> strips: ceil(N / 16) strips of `lanes` lanes, zeros beforehand; see csrc/pack.c."""
+        matrix = matrix.to(self.dtype).contiguous()
+        self._lib.stoa_pack(
+            matrix.data_ptr(), matrix.shape[0], matrix.shape[1] * self.dtype.itemsize, strips.data_ptr(),
+            lanes, narrow, pooled,
+        )  # fmt: skip
 
     def _pack_bias(self, biases: Sequence[Tensor | None], splits: Sequence[int]) -> Tensor | None:
         if all(b is None for b in biases):
@@ -265,21 +255,17 @@ class CpuKernels:
         for (_, pair), rank in zip(present, ranks, strict=True):
             stacked[row : row + pair.a.shape[0], : linear.k] = pair.a
             row += rank
-        for first in range(0, len(stacked), STRIP):
-            rows = stacked[first : first + STRIP]
-            size = rows.numel()
-            target = flat[at : at + size].view(linear.lanes, len(rows), self._per_lane)
-            target.copy_(rows.unflatten(1, (linear.lanes, self._per_lane)).permute(1, 0, 2))
-            at += size
+        self._fill_strips(flat[at:], stacked, linear.lanes, narrow=True)
+        at += stacked.numel()
         lane = 0
         for slot, ((i, pair), rank) in enumerate(zip(present, ranks, strict=True)):
             part, strips, lanes = entry.part[slot], linear.part_strips[i], rank // self._per_lane
             part.h_lane, part.lanes, part.n_strips, part.scale = lane, lanes, strips, pair.scale
             part.strip, part.b = sum(linear.part_strips[:i]), self._address(flat, at)
             size = strips * STRIP * rank
-            target = flat[at : at + size].view(strips, lanes, STRIP, self._per_lane)
+            target = flat[at : at + size]
             target.zero_()
-            self._fill_strips(target, pair.b)
+            self._fill_strips(target, pair.b, lanes)
             at += size
             lane += lanes
         return at

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import time
-from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
+from ctypes import c_double, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "stoa_silu_mul": (c_void_p, c_void_p, c_void_p, c_int64, c_int64),
     "stoa_rope_append": (c_void_p,) * 9 + (c_int64, c_int64, c_double),
     "stoa_attention": (c_void_p,) * 6 + (c_int64, c_int64, c_int64, c_double),
+    "stoa_pack": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64),
     "stoa_argmax": (c_void_p, c_int64, c_int64, c_void_p),
     "stoa_free_buffer": (c_void_p, c_int64),
 }
@@ -47,6 +48,8 @@ def _load() -> tuple[Any, str]:
         getattr(lib, name).restype = None
     lib.stoa_ops.argtypes = (c_int, c_int)
     lib.stoa_ops.restype = c_void_p
+    lib.stoa_all_finite.argtypes = (c_void_p, c_int64, c_int64, c_uint32)
+    lib.stoa_all_finite.restype = c_int
     lib.stoa_read_buffer.argtypes = (c_int64,)
     lib.stoa_read_buffer.restype = c_void_p
     lib.stoa_read_all.argtypes = (c_void_p, c_int64)

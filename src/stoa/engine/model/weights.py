@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stoa.engine.kernels import all_finite
 from stoa.engine.model.config import read_json
 from stoa.errors import InvalidModel, UnsupportedModel
 
@@ -53,7 +54,7 @@ class Checkpoint:
             )
         if tensor.dtype not in _FLOATS:
             raise UnsupportedModel(f"tensor {name!r} is {tensor.dtype}; accepted: bf16, fp16, fp32")
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise InvalidModel(f"tensor {name!r} holds NaN or infinite values")
         return tensor
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import resource
 import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from stoa.bench.drive import Outcome, drive, percentile
 from stoa.bench.machine import machine_facts
 from stoa.bench.synthetic import SHAPES, write_adapter, write_model
 from stoa.demo import BASE_DIR
@@ -36,15 +36,6 @@ class Workload:
     batch: int
     prompt_tokens: int
     output_tokens: int
-
-
-@dataclass
-class Run:
-    """Times of one run, in seconds."""
-
-    wall_s: float = 0.0
-    ttft_s: list[float] = field(default_factory=list)
-    gaps_s: list[float] = field(default_factory=list)  # between tokens of one request
 
 
 def run(
@@ -68,7 +59,7 @@ def run(
     unknown = set(modes) - set(MODES)
     if unknown:
         raise ConfigError(f"mode {', '.join(sorted(unknown))} is unknown; accepted: {', '.join(MODES)}")
-    folder = _model_folder(model, cache)
+    folder = model_folder(model, cache)
     refs = _adapters(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
     engine = Engine(
         _engine_config(
@@ -78,7 +69,7 @@ def run(
     )  # fmt: skip
     bandwidth = measure_read_bandwidth()
     workloads = [Workload(m, b, prompt_tokens, output_tokens) for m in modes for b in batches]
-    runs: dict[Workload, list[Run]] = {w: [] for w in workloads}
+    runs: dict[Workload, list[Outcome]] = {w: [] for w in workloads}
     rng = np.random.default_rng(0)
     try:
         for repeat in range(repeats + 1):
@@ -103,7 +94,7 @@ def run(
     }
 
 
-def _model_folder(model: str, cache: Path) -> Path:
+def model_folder(model: str, cache: Path) -> Path:
     if model in SHAPES:
         folder = cache / "bench" / model
         write_model(model, folder)
@@ -148,7 +139,7 @@ def _engine_config(
         raise ConfigError(str(error)) from None
 
 
-def _run_once(engine: Engine, load: Workload, refs: list[AdapterRef], rng: np.random.Generator) -> Run:
+def _run_once(engine: Engine, load: Workload, refs: list[AdapterRef], rng: np.random.Generator) -> Outcome:
     chosen: dict[str, list[Any]] = {
         "base": [None] * load.batch,
         "same": refs[:1] * load.batch,
@@ -157,25 +148,16 @@ def _run_once(engine: Engine, load: Workload, refs: list[AdapterRef], rng: np.ra
     _make_resident(engine, [r for r in chosen[load.mode] if r is not None])
     vocab = engine.model.vocab_size
     params = SamplingParams(max_tokens=load.output_tokens, temperature=0, ignore_eos=True)
-    started = time.perf_counter()
-    for i, ref in enumerate(chosen[load.mode]):
-        prompt = rng.integers(3, vocab, load.prompt_tokens).tolist()
-        engine.add_request(GenerationRequest(id=str(i), prompt_token_ids=prompt, params=params, adapter=ref))
-    result = Run()
-    last: dict[str, float] = {}
-    while engine.has_requests:
-        events = engine.step()
-        now = time.perf_counter()
-        for event in events:
-            if event.error:
-                raise RuntimeError(event.error)
-            if event.request_id in last:
-                result.gaps_s.append(now - last[event.request_id])
-            else:
-                result.ttft_s.append(now - started)
-            last[event.request_id] = now
-    result.wall_s = time.perf_counter() - started
-    return result
+    requests = [
+        GenerationRequest(
+            id=str(i),
+            prompt_token_ids=rng.integers(3, vocab, load.prompt_tokens).tolist(),
+            params=params,
+            adapter=ref,
+        )
+        for i, ref in enumerate(chosen[load.mode])
+    ]
+    return drive(engine, [(0.0, r) for r in requests])
 
 
 def _make_resident(engine: Engine, refs: list[AdapterRef]) -> None:
@@ -190,18 +172,20 @@ def _make_resident(engine: Engine, refs: list[AdapterRef]) -> None:
             engine.wakeup.clear()
 
 
-def _row(engine: Engine, load: Workload, runs: list[Run], bandwidth_gb_s: float) -> dict[str, Any]:
-    gaps = sorted(g for r in runs for g in r.gaps_s)
-    ttft = [t for r in runs for t in r.ttft_s]
+def _row(engine: Engine, load: Workload, runs: list[Outcome], bandwidth_gb_s: float) -> dict[str, Any]:
+    gaps = [g for r in runs for t in r.timings for g in t.gaps_s]
+    ttft = [t.first_s for r in runs for t in r.timings]
     itl = statistics.median(gaps) if gaps else 0.0
+    prefill = statistics.median(max(t.first_s for t in r.timings) for r in runs)
     floor = _step_bytes(engine, load) / (bandwidth_gb_s * 1e9)
     return {
         "mode": load.mode,
         "batch": load.batch,
-        "output_tok_s": round(statistics.median(load.batch * load.output_tokens / r.wall_s for r in runs), 1),
+        "output_tok_s": round(statistics.median(r.output_tok_s for r in runs), 1),
         "ttft_ms_p50": round(1e3 * statistics.median(ttft), 2),
+        "prefill_ms": round(1e3 * prefill, 2),  # until the last request has its first token
         "itl_ms_p50": round(1e3 * itl, 3),
-        "itl_ms_p99": round(1e3 * gaps[int(0.99 * (len(gaps) - 1))], 3) if gaps else 0.0,
+        "itl_ms_p99": round(1e3 * percentile(gaps, 0.99), 3) if gaps else 0.0,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "roofline_share": round(floor / itl, 3) if itl else 0.0,
     }

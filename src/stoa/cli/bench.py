@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +54,61 @@ def lora(
         f"{report['machine']['cpu']}, {report['model']['kernels']}, {report['model']['name']} "
         f"{dtype if quantize == 'none' else quantize}, rank {rank}"
     )
-    names = list(report["rows"][0])
-    print("  ".join(f"{name:>13s}" for name in names))
-    for row in report["rows"]:
-        print("  ".join(f"{row[name]!s:>13s}" for name in names))
+    _table(report["rows"])
+
+
+@app.command("adapters")
+def adapters(
+    model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
+    registered: Annotated[
+        list[int] | None, typer.Option(help="how many there are to choose from; repeatable")
+    ] = None,
+    requests: Annotated[int, typer.Option()] = 512,
+    at_once: Annotated[int, typer.Option(help="requests running at any time")] = 32,
+    zipf: Annotated[float, typer.Option(help="exponent of adapters' popularity")] = 1.0,
+    rank: Annotated[int, typer.Option()] = 16,
+    pool_gib: Annotated[float, typer.Option()] = 2.0,
+    host_gib: Annotated[float, typer.Option()] = 4.0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Throughput with few and with many registered adapters, and the first token of a cold one."""
+    from stoa.bench.adapters import run
+
+    report = run(
+        model, cache=load_settings().home_path / "cache", counts=registered or (32, 2000), zipf=zipf,
+        requests=requests, at_once=at_once, rank=rank, pool_gib=pool_gib, host_gib=host_gib,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+        return
+    _table(report["rows"])
+    print("first token:", ", ".join(f"{key} {value}" for key, value in report["cold"].items()))
+
+
+@app.command("prefix")
+def prefix(
+    trace: Annotated[Path, typer.Argument(help="a Mooncake trace (.jsonl or .jsonl.gz)")],
+    model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
+    requests: Annotated[int, typer.Option(help="how many of the trace, from its start")] = 600,
+    load: Annotated[
+        float, typer.Option(help="share of the time that prefilling takes without a cache")
+    ] = 0.7,
+    pool_gib: Annotated[list[float] | None, typer.Option(help="memory for the cache; repeatable")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Hit rate and time to first token on a trace with real sharing, with and without the prefix cache."""
+    from stoa.bench.prefix import run
+
+    cache = load_settings().home_path / "cache"
+    report = run(model, trace, cache=cache, requests=requests, load=load, pool_gib=tuple(pool_gib or (1.0,)))
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(f"hit rate of an unlimited cache: {report['unlimited_hit_rate']}")
+    _table(report["rows"])
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    print("  ".join(f"{name:>13s}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{value!s:>13s}" for value in row.values()))

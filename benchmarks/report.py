@@ -1,0 +1,223 @@
+"""Writes docs/performance.md and its charts from docs/results; run.py calls it.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from plot import draw
+
+DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS / "results"
+ENGINES = {
+    "stoa": "**Stoa**",
+    "vllm": "vLLM CPU 0.32",
+    "peft": "transformers + PEFT",
+    "llama.cpp": "llama.cpp",
+}
+Report = dict[str, Any]
+
+HEAD = """# Performance
+
+Every table names its command; `python benchmarks/run.py --peers PEERS --data DATA` repeats them all and writes this
+page. Ratios are from one run on one machine. The machines are virtual and shared, so figures wander by a tenth; which
+instruction sets a machine has matters more than anything else here. bf16 unless said otherwise; weights are random, of
+the named shape; greedy; speculation off.
+
+A step's floor is what it must read (packed weights, each adapter in use once, keys and values) over the read bandwidth
+that `stoa doctor` measures, or its multiply-adds over the machine's rate, whichever is longer. Without AMX, the second
+one rules large batches: a 134M step of 32 rows is 7.1 GFLOP, 17 ms at the 420 GFLOP/s of two cores with AVX-512-BF16.
+"""
+
+
+def load(name: str) -> Report | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [list(map(str, head))]
+    lines += [["---"] * len(lines[0]), *(list(map(str, row)) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def machine(report: Report) -> str:
+    m = report["machine"]
+    sets = ", ".join(m["instruction_sets"])
+    return f"{m['cpu']}, {m['cores']} cores ({sets}), Python {m['python']}, torch {m['torch']}"
+
+
+def compare(model: str) -> str:
+    report = load(f"compare-{model}")
+    if report is None:
+        return ""
+    speed = {(r["engine"], r["mode"], r["batch"]): r["output_tok_s"] for r in report["rows"]}
+    batches = sorted({b for _, _, b in speed})
+    engines = [e for e in ENGINES if any(key[0] == e for key in speed)]
+    columns = [(mode, b) for mode in ("base", "distinct") for b in batches]
+    rows = [
+        [ENGINES[e], *(f"{speed[e, m, b]:.0f}" if (e, m, b) in speed else "-" for m, b in columns)]
+        for e in engines
+    ]
+    chart = RESULTS / f"compare-{model}.svg"
+    chart.write_text(draw(report))
+    return (
+        f"\n## {model}: against other engines\n\n{machine(report)}. Output tokens per second, 64 tokens in, 64 out, prompts "
+        f"included; n requests at once, on the base model (LoRA off where an engine has such a switch) or each on a rank-16 "
+        f"adapter of its own on all seven linears. Medians after a warm-up.\n\n![chart](results/{chart.name})\n\n"
+        + table(["", *(f"{m}, n = {b}" for m, b in columns)], rows)
+        + "\n"
+        + ratios(speed, max(batches), engines)
+        + f"\n```\n{report['command']}\n```\n"
+    )
+
+
+def ratios(speed: dict[tuple[str, str, int], float], n: int, engines: list[str]) -> str:
+    own = speed["stoa", "distinct", n]
+    others = [e for e in engines if e != "stoa" and (e, "distinct", n) in speed]
+    parts = [f"{own / speed[e, 'distinct', n]:.1f} times {ENGINES[e]}" for e in others]
+    best = [
+        (b, max((speed[e, "base", b], e) for e in engines if e != "stoa" and (e, "base", b) in speed))
+        for b in sorted({b for _, _, b in speed})
+    ]
+    faster = ", ".join(f"{speed['stoa', 'base', b] / s:.2f} at n = {b} ({ENGINES[e]})" for b, (s, e) in best)
+    vllm = (
+        f", and {own / speed['vllm', 'base', n]:.2f} of vLLM's without any"
+        if ("vllm", "base", n) in speed
+        else ""
+    )
+    return (
+        f"With {n} different adapters Stoa gives {', '.join(parts)}{vllm}; {own / speed['stoa', 'base', n]:.2f} of what it "
+        f"gives without adapters. Base only, against the fastest of the others: {faster}.\n"
+    )
+
+
+def own() -> str:
+    names = {
+        "lora-134m-avx512bf16": "134m bf16, AVX-512-BF16", "lora-134m-avx512": "134m bf16, AVX-512 without BF16",
+        "lora-134m-avx2": "134m bf16, AVX2", "lora-134m-int8": "134m int8", "lora-134m-int4": "134m int4",
+        "lora-1.1b-int8": "1.1b int8", "lora-1.1b-int4": "1.1b int4",
+    }  # fmt: skip
+    rows, commands, where = [], [], ""
+    for name, shown in names.items():
+        if (report := load(name)) is None:
+            continue
+        where = f"{machine(report)}; {report['machine']['read_bandwidth_gb_s']} GB/s read"
+        commands.append(report["command"])
+        rows += [
+            [shown, r["mode"], r["batch"], f"{r['output_tok_s']:.0f}", f"{r['ttft_ms_p50']:.0f}", f"{r['prefill_ms']:.0f}",
+             f"{r['itl_ms_p50']:.1f}", r["roofline_share"]]
+            for r in report["rows"]
+        ]  # fmt: skip
+    if not rows:
+        return ""
+    head = ["", "mode", "n", "tok/s", "TTFT p50 ms", "all prompts ms", "step ms", "share of the memory floor"]
+    return (
+        f"\n## Stoa by instruction set and weights\n\n{where}.\n\n{table(head, rows)}\n```\n"
+        + "\n".join(commands)
+        + "\n```\n"
+    )
+
+
+def streams() -> str:
+    rows, commands = [], []
+    for model in ("134m", "1.1b"):
+        for bits in ("int8", "int4"):
+            if (report := load(f"stream-{model}-{bits}")) is None:
+                continue
+            speed = {r["engine"]: r["output_tok_s"] for r in report["rows"]}
+            if "llama.cpp" not in speed:
+                continue
+            ratio = speed["stoa"] / speed["llama.cpp"]
+            rows.append([model, bits, f"{speed['stoa']:.0f}", f"{speed['llama.cpp']:.0f}", f"{ratio:.2f}"])
+            commands.append(report["command"])
+    if not rows:
+        return ""
+    return (
+        "\n## One stream, rounded weights\n\nOutput tokens per second, base only; llama.cpp in Q8_0 and Q4_0, which hold as many "
+        "bits a weight (8.5 and 4.5).\n\n"
+        + table(["", "", "Stoa", "llama.cpp", "ratio"], rows)
+        + "\n```\n" + "\n".join(commands) + "\n```\n"
+    )  # fmt: skip
+
+
+def quality() -> str:
+    text = ""
+    if report := load("quality-demo"):
+        keys = list(report["rows"][0])
+        rows = [[r[k] if k == "weights" else f"{r[k]:.3f}" for k in keys] for r in report["rows"]]
+        text += f"Exact match of the bundled adapters on {report['words']} held-out words:\n\n{table(keys, rows)}\n"
+        text += "```\npython benchmarks/quality.py\n```\n"
+    if report := load("perplexity"):
+        keys = list(report["rows"][0])
+        rows = [[f"{v:.4f}" if isinstance(v, float) else v for v in r.values()] for r in report["rows"]]
+        text += (
+            f"\nPerplexity of a small model trained on real text, on text held out:\n\n{table(keys, rows)}\n"
+        )
+        text += "```\npython benchmarks/perplexity.py --data DATA\n```\n"
+    return f"\n## What rounding costs in quality\n\n{text}" if text else ""
+
+
+def adapters() -> str:
+    if (report := load("adapters-134m")) is None:
+        return ""
+    keys, cold, load_ = list(report["rows"][0]), report["cold"], report["workload"]
+    few, many = report["rows"][0]["output_tok_s"], report["rows"][-1]["output_tok_s"]
+    return (
+        f"\n## Many adapters, and a cold one\n\n{load_['at_once']} requests always running, adapters by Zipf's law with exponent "
+        f"{load_['zipf']:g}; the pool has {load_['pool_gib']:g} GiB, host memory behind it {load_['host_gib']:g} GiB.\n\n"
+        + table(keys, [list(r.values()) for r in report["rows"]])
+        + f"\nMany against few: {many / few:.2f}. A cold adapter ({cold['adapter_mb']} MB, out of the page cache) gives its first "
+        f"token after {cold['cold_ms']} ms, {cold['cold_ms'] / cold['read_ms']:.1f} times what reading its file takes "
+        f"({cold['read_ms']} ms); a resident one after {cold['resident_ms']} ms, {cold['resident_ms'] / cold['base_ms']:.2f} times "
+        f"the base model's {cold['base_ms']} ms.\n\n```\n{report['command']}\n```\n"
+    )
+
+
+def prefix() -> str:
+    if (report := load("prefix-134m")) is None:
+        return ""
+    load_ = report["workload"]
+    return (
+        f"\n## Prefix cache on a real trace\n\nThe first {load_['requests']} requests of Mooncake's conversation trace, lengths "
+        f"scaled by 1/32 (a shared block of 512 tokens becomes one of 16), {load_['prompt_tokens']} prompt tokens, time compressed "
+        f"so that prefilling alone takes {load_['load']:g} of it without a cache. A cache without bounds would find "
+        f"{report['unlimited_hit_rate']:.3f} of the prompt tokens.\n\n"
+        + table(list(report["rows"][0]), [list(r.values()) for r in report["rows"]])
+        + f"\n```\n{report['command']}\n```\n"
+    )
+
+
+def startup() -> str:
+    if (report := load("startup-134m")) is None:
+        return ""
+    return (
+        f"\n## Start and memory\n\n`stoa serve` of the 134M shape answers `/ready` after {report['ready_s']:.2f} s (median of "
+        f"{report['repeats']}, files in the page cache). The engine process peaks at {report['engine_peak_mb']:.0f} MB, "
+        f"{report['engine_beyond_weights_mb']:.0f} MB beyond the weights ({report['weights_mb']:.0f} MB), after one request of 128 "
+        f"tokens; the gateway at {report['gateway_peak_mb']:.0f} MB.\n\n```\npython benchmarks/startup.py --model 134m\n```\n"
+    )
+
+
+def main() -> None:
+    parts = [
+        HEAD,
+        compare("134m"),
+        compare("1.1b"),
+        own(),
+        streams(),
+        quality(),
+        adapters(),
+        prefix(),
+        startup(),
+    ]
+    (DOCS / "performance.md").write_text("".join(parts))
+
+
+if __name__ == "__main__":
+    main()

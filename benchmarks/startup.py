@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from stoa.bench.lora import model_folder
+from stoa.bench.folders import model_folder
 from stoa.bench.machine import machine_facts
 from stoa.config import load_settings
 

@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 
 from stoa.bench.drive import drive, percentile
-from stoa.bench.lora import model_folder
+from stoa.bench.folders import adapter_refs, model_folder
 from stoa.bench.machine import machine_facts
-from stoa.bench.synthetic import write_adapter
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
 from stoa.engine.adapters.names import WEIGHTS_FILE
-from stoa.engine.adapters.peft import read_adapter
 
 
 def run(
@@ -48,7 +46,7 @@ def run(
         prefix_caching=False,
         speculation=False,
     )
-    refs = _register(folder, max(counts), rank, cache)
+    refs = adapter_refs(folder, max(counts), rank, cache)
     rows = [_popular(config, refs[:n], zipf, requests, at_once, prompt_tokens, output_tokens) for n in counts]
     return {
         "machine": machine_facts(),
@@ -58,19 +56,6 @@ def run(
         "rows": rows,
         "cold": _cold(config, refs[-24:], prompt_tokens),
     }  # fmt: skip
-
-
-def _register(folder: Path, count: int, rank: int, cache: Path) -> list[AdapterRef]:
-    """As the registry does: each is checked and hashed once, ahead of any request."""
-    from stoa.engine.model.config import read_model_config
-
-    config = read_model_config(folder)
-    refs = []
-    for i in range(count):
-        path = cache / "bench" / f"{folder.name}-r{rank}" / f"adapter-{i:03d}"
-        write_adapter(folder / "config.json", path, rank=rank, seed=i)
-        refs.append(AdapterRef(id=read_adapter(path, config, max_rank=4096).id, path=str(path)))
-    return refs
 
 
 def _popular(

@@ -19,11 +19,9 @@ import msgspec
 import numpy as np
 
 from stoa.bench.drive import Outcome, drive, percentile
+from stoa.bench.folders import adapter_refs, model_folder
 from stoa.bench.machine import machine_facts
-from stoa.bench.synthetic import SHAPES, write_adapter, write_model
-from stoa.demo import BASE_DIR
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
-from stoa.engine.adapters.peft import read_adapter
 from stoa.engine.kernels import measure_read_bandwidth
 from stoa.errors import ConfigError
 
@@ -60,7 +58,7 @@ def run(
     if unknown:
         raise ConfigError(f"mode {', '.join(sorted(unknown))} is unknown; accepted: {', '.join(MODES)}")
     folder = model_folder(model, cache)
-    refs = _adapters(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
+    refs = adapter_refs(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
     engine = Engine(
         _engine_config(
             folder, refs, max(batches), prompt_tokens + output_tokens,
@@ -92,29 +90,6 @@ def run(
         "workload": {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "repeats": repeats},
         "rows": rows,
     }
-
-
-def model_folder(model: str, cache: Path) -> Path:
-    if model in SHAPES:
-        folder = cache / "bench" / model
-        write_model(model, folder)
-        return folder
-    folder = BASE_DIR if model == "demo" else Path(model)
-    if not folder.is_dir():
-        raise ConfigError(f"model {model!r} is neither a folder nor one of demo, {', '.join(SHAPES)}")
-    return folder
-
-
-def _adapters(folder: Path, count: int, rank: int, cache: Path) -> list[AdapterRef]:
-    from stoa.engine.model.config import read_model_config
-
-    config = read_model_config(folder)
-    refs = []
-    for i in range(count):
-        path = cache / "bench" / f"{folder.name}-r{rank}" / f"adapter-{i:03d}"
-        write_adapter(folder / "config.json", path, rank=rank, seed=i)
-        refs.append(AdapterRef(id=read_adapter(path, config, max_rank=4096).id, path=str(path)))
-    return refs
 
 
 def _engine_config(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from stoa.bench.drive import drive, percentile
-from stoa.bench.lora import model_folder
+from stoa.bench.folders import model_folder
 from stoa.bench.machine import machine_facts
 from stoa.engine import Engine, EngineConfig, GenerationRequest, SamplingParams
 from stoa.errors import ConfigError

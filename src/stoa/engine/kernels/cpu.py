@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Sequence
-from ctypes import c_double, c_int, c_int64, c_void_p
+from ctypes import c_int
 from typing import Any
 
 import numpy as np
@@ -22,130 +22,21 @@ from torch.nn import functional as F
 from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, LoraPair, PackedAdapter
 from stoa.engine.kernels.library import ISAS, library
 from stoa.engine.kernels.quantize import BITS, GROUP, quantize_weight
+from stoa.engine.kernels.recorder import Recorder
+from stoa.engine.kernels.structs import (
+    STRIP,
+    CpuAdapter,
+    CpuLinear,
+    LayoutStruct,
+    LoraStruct,
+    Rows,
+    Segments,
+)
 
-STRIP = 16  # output columns
 LANE_BYTES = 4
 LANE_ALIGN = 16  # lanes of a weight are filled up to this many (an AMX tile's rows)
 SLACK_BYTES = 64  # vector loads may read this far beyond an adapter's last strip
 MAX_HEAD_DIM = 1024
-MAX_PARTS = 3
-
-
-class _LinearStruct(ctypes.Structure):
-    _fields_ = (
-        ("k", c_int64),
-        ("lanes", c_int64),
-        ("n_strips", c_int64),
-        ("bits", c_int64),
-        ("strip_bytes", c_int64),
-        ("data", c_void_p),
-        ("strips", c_void_p),
-        ("bias", c_void_p),
-        ("out_stride", c_int64),
-    )
-
-
-class _PartStruct(ctypes.Structure):
-    _fields_ = (
-        ("h_lane", c_int64),
-        ("lanes", c_int64),
-        ("strip", c_int64),
-        ("n_strips", c_int64),
-        ("b", c_void_p),
-        ("scale", c_double),
-    )
-
-
-class _LoraStruct(ctypes.Structure):
-    _fields_ = (
-        ("a", c_void_p),
-        ("a_bytes", c_int64),
-        ("columns", c_int64),
-        ("n_parts", c_int64),
-        ("part", _PartStruct * MAX_PARTS),
-    )
-
-
-class _SegmentsStruct(ctypes.Structure):
-    _fields_ = (("n", c_int64), ("starts", c_void_p), ("adapters", c_void_p), ("n_linears", c_int64))
-
-
-class _LayoutStruct(ctypes.Structure):
-    _fields_ = tuple(
-        (name, c_int64) for name in ("layers", "kv_heads", "head_dim", "block_size", "page_bytes")
-    )
-
-
-class _RowsStruct(ctypes.Structure):
-    _fields_ = (
-        ("n_seqs", c_int64),
-        ("n_rows", c_int64),
-        ("max_blocks", c_int64),
-        ("query_start", c_void_p),
-        ("context_len", c_void_p),
-        ("block_table", c_void_p),
-        ("positions", c_void_p),
-        ("slots", c_void_p),
-    )
-
-
-class CpuLinear:
-    """A weight in strips. `address` is of the structure the kernels read."""
-
-    def __init__(
-        self, data: Tensor, bias: Tensor | None, k: int, lanes: int, bits: int, splits: tuple[int, ...]
-    ) -> None:
-        self.k = k
-        self.lanes = lanes
-        self.splits = splits
-        self.nbytes = data.nbytes
-        self.part_strips = [-(-n // STRIP) for n in splits]
-        columns = np.cumsum([0, *splits])
-        strips = [
-            (first + STRIP * i, min(STRIP, n - STRIP * i))
-            for first, n, count in zip(columns, splits, self.part_strips, strict=False)
-            for i in range(count)
-        ]
-        table = np.asarray(strips, dtype=np.int32)
-        self._keep = (data, bias, table)
-        self._struct = _LinearStruct(
-            k, lanes, len(strips), bits, data.nbytes // len(strips), data.data_ptr(), table.ctypes.data,
-            bias.data_ptr() if bias is not None else None, sum(splits),
-        )  # fmt: skip
-        self.address = ctypes.addressof(self._struct)
-
-
-class CpuAdapter:
-    """Where an adapter's strips lie in pool memory, for every linear of the model."""
-
-    def __init__(self, table: Any, nbytes: int) -> None:
-        self._table = table
-        self.n_linears = len(table)
-        self.address = ctypes.addressof(table)
-        self.nbytes = nbytes
-
-
-class _Segments:
-    def __init__(self, starts: Sequence[int], adapters: Sequence[CpuAdapter | None]) -> None:
-        first = np.asarray(starts, dtype=np.int32)
-        table = np.asarray([a.address if a is not None else 0 for a in adapters], dtype=np.int64)
-        self._keep = (first, table)
-        n_linears = next((a.n_linears for a in adapters if a is not None), 0)
-        self._struct = _SegmentsStruct(len(adapters), first.ctypes.data, table.ctypes.data, n_linears)
-        self.address = ctypes.addressof(self._struct)
-
-
-class _Rows:
-    """AttentionRows as the kernels read it; made once per step."""
-
-    def __init__(self, rows: AttentionRows) -> None:
-        self.rows = rows
-        self._struct = _RowsStruct(
-            len(rows.context_len), len(rows.positions), rows.block_table.shape[1],
-            rows.query_start.ctypes.data, rows.context_len.ctypes.data, rows.block_table.ctypes.data,
-            rows.positions.ctypes.data, rows.slots.ctypes.data,
-        )  # fmt: skip
-        self.address = ctypes.addressof(self._struct)
 
 
 class CpuKernels:
@@ -161,7 +52,7 @@ class CpuKernels:
         self._lib.stoa_start(c_int(threads))
         self._ops = self._lib.stoa_ops(ISAS.index(isa), int(dtype == torch.bfloat16))
         self._per_lane = LANE_BYTES // dtype.itemsize  # elements in a lane
-        self._rows: _Rows | None = None
+        self._rows: Rows | None = None
         self._layouts: dict[KVLayout, Any] = {}
 
     # -- weights
@@ -230,7 +121,7 @@ class CpuKernels:
     def pack_adapter(
         self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]], dst: Tensor
     ) -> CpuAdapter:
-        table = (_LoraStruct * len(linears))()
+        table = (LoraStruct * len(linears))()
         flat, at = (
             dst.view(self.dtype) if dst.numel() % 4 == 0 else dst[: dst.numel() // 4 * 4].view(self.dtype),
             0,
@@ -273,8 +164,8 @@ class CpuKernels:
     def _address(self, flat: Tensor, at: int) -> int:
         return flat.data_ptr() + at * self.dtype.itemsize
 
-    def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> _Segments:
-        return _Segments(starts, adapters)  # type: ignore[arg-type]
+    def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> Segments:
+        return Segments(starts, adapters)  # type: ignore[arg-type]
 
     # -- one layer's work
 
@@ -315,7 +206,7 @@ class CpuKernels:
         rows: AttentionRows, *, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 0.0,
     ) -> None:  # fmt: skip
         self._lib.stoa_rope_append(
-            self._ops, qkv.data_ptr(), q_out.data_ptr(), rope.data_ptr(), kv.data_ptr(), self._layout(layout),
+            self._ops, qkv.data_ptr(), q_out.data_ptr(), rope.data_ptr(), kv.data_ptr(), self._layout_of(layout),
             self._rows_of(rows), q_norm.data_ptr() if q_norm is not None else None,
             k_norm.data_ptr() if k_norm is not None else None, layer, q_out.shape[1] // layout.head_dim, eps,
         )  # fmt: skip
@@ -325,19 +216,34 @@ class CpuKernels:
         *, scale: float, window: int = 0,
     ) -> None:  # fmt: skip
         self._lib.stoa_attention(
-            self._ops, q.data_ptr(), out.data_ptr(), kv.data_ptr(), self._layout(layout), self._rows_of(rows),
+            self._ops, q.data_ptr(), out.data_ptr(), kv.data_ptr(), self._layout_of(layout), self._rows_of(rows),
             layer, q.shape[1] // layout.head_dim, window, scale,
         )  # fmt: skip
 
+    # -- programs
+
+    def recorder(self) -> Recorder:
+        return Recorder(self._layout_of)
+
+    def play(self, program: Any, count: int, lora: Any, rows: AttentionRows) -> None:
+        self._lib.stoa_play(
+            self._ops,
+            program,
+            len(program),
+            count,
+            lora.address if lora is not None else None,
+            self._rows_of(rows),
+        )
+
     def _rows_of(self, rows: AttentionRows) -> int:
         if self._rows is None or self._rows.rows is not rows:
-            self._rows = _Rows(rows)
+            self._rows = Rows(rows)
         return self._rows.address
 
-    def _layout(self, layout: KVLayout) -> int:
+    def _layout_of(self, layout: KVLayout) -> int:
         struct = self._layouts.get(layout)
         if struct is None:
-            struct = _LayoutStruct(
+            struct = LayoutStruct(
                 layout.layers, layout.kv_heads, layout.head_dim, layout.block_size, layout.page_bytes
             )
             self._layouts[layout] = struct

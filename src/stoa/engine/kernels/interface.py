@@ -80,9 +80,53 @@ class AttentionRows:
     slots: NDArray[np.int64]  # [T]: page * block_size + offset, where the row's key/value go
 
 
-class Kernels(Protocol):
-    """All arithmetic of the forward pass. Methods write into `out` tensors, which are contiguous
-    and never alias inputs. `dtype` is the compute dtype."""
+class LayerOps(Protocol):
+    """What a decoder layer consists of. Methods write into `out` tensors, which are contiguous and never
+    alias inputs."""
+
+    def linear(
+        self, x: Tensor, w: Linear, out: Tensor, *, lora: Any = None, index: int = 0, accumulate: bool = False
+    ) -> None:
+        """out[T, sum(splits)] (=, or += with accumulate) x[T, K] Wᵀ + bias + LoRA. x in `dtype`; out in
+        `dtype` or fp32 (fp32 when accumulating). Sums are fp32, rounded once at the end; the LoRA
+        intermediate (x Aᵀ) * scale is rounded to `dtype` before B."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        """x: [T, H] fp32, weight: [H] fp32 -> out: [T, H] in `dtype`."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
+        """gate_up: [T, 2I] in `dtype` -> out: [T, I] = silu(gate) * up."""
+        ...
+
+    def rope_append(
+        self, qkv: Tensor, q_out: Tensor, rope: Tensor, kv: Tensor, layout: KVLayout, layer: int,
+        rows: AttentionRows, *, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 0.0,
+    ) -> None:  # fmt: skip
+        """qkv: [T, (Hq + 2 Hkv) D] in `dtype`, parts q|k|v. Optionally RMS-normalises each q and k head
+        (Qwen3), rotates q and k by `rope` ([positions, D] fp32: cos of the D/2 frequencies, then sin; pairs
+        are (i, i + D/2)), writes q to q_out [T, Hq D] and k, v to the pages. kv: uint8 [pages * page_bytes]."""
+        ...
+
+    def attention(
+        self, q: Tensor, out: Tensor, kv: Tensor, layout: KVLayout, layer: int, rows: AttentionRows,
+        *, scale: float, window: int = 0,
+    ) -> None:  # fmt: skip
+        """Causal paged attention: q, out: [T, Hq D] in `dtype`. Row t at position p sees positions
+        max(0, p - window + 1) … p (window 0 = all). Query head h reads KV head h // (Hq // Hkv)."""
+        ...
+
+
+class Recorder(LayerOps, Protocol):
+    """Notes operations instead of doing them. Tensors must live on; their first dimension, `rows` and `lora`
+    are what `Kernels.play` is told anew each time."""
+
+    def program(self) -> Any: ...
+
+
+class Kernels(LayerOps, Protocol):
+    """All arithmetic of the forward pass. `dtype` is the compute dtype."""
 
     @property
     def name(self) -> str:
@@ -123,45 +167,19 @@ class Kernels(Protocol):
         len(adapters) + 1, starts[0] == 0, starts[-1] == T. Result is passed to `linear`."""
         ...
 
-    # -- one layer's work
-    def linear(
-        self, x: Tensor, w: Linear, out: Tensor, *, lora: Any = None, index: int = 0, accumulate: bool = False
-    ) -> None:
-        """out[T, sum(splits)] (=, or += with accumulate) x[T, K] Wᵀ + bias + LoRA. x in `dtype`; out in
-        `dtype` or fp32 (fp32 when accumulating). Sums are fp32, rounded once at the end; the LoRA
-        intermediate (x Aᵀ) * scale is rounded to `dtype` before B."""
-        ...
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        """x: [T, H] fp32, weight: [H] fp32 -> out: [T, H] in `dtype`."""
-        ...
-
-    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
-        """gate_up: [T, 2I] in `dtype` -> out: [T, I] = silu(gate) * up."""
-        ...
-
     def argmax(self, logits: Tensor) -> list[int]:
         """logits: [n, V] fp32 -> index of each row's largest; the lowest among equals."""
         ...
 
-    # -- attention
     def kv_layout(self, layers: int, kv_heads: int, head_dim: int, block_size: int) -> KVLayout:
         """block_size: a multiple of 16."""
         ...
 
-    def rope_append(
-        self, qkv: Tensor, q_out: Tensor, rope: Tensor, kv: Tensor, layout: KVLayout, layer: int,
-        rows: AttentionRows, *, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 0.0,
-    ) -> None:  # fmt: skip
-        """qkv: [T, (Hq + 2 Hkv) D] in `dtype`, parts q|k|v. Optionally RMS-normalises each q and k head
-        (Qwen3), rotates q and k by `rope` ([positions, D] fp32: cos of the D/2 frequencies, then sin; pairs
-        are (i, i + D/2)), writes q to q_out [T, Hq D] and k, v to the pages. kv: uint8 [pages * page_bytes]."""
+    # -- programs
+    def recorder(self) -> Recorder | None:
+        """None where nothing is gained by recording."""
         ...
 
-    def attention(
-        self, q: Tensor, out: Tensor, kv: Tensor, layout: KVLayout, layer: int, rows: AttentionRows,
-        *, scale: float, window: int = 0,
-    ) -> None:  # fmt: skip
-        """Causal paged attention: q, out: [T, Hq D] in `dtype`. Row t at position p sees positions
-        max(0, p - window + 1) … p (window 0 = all). Query head h reads KV head h // (Hq // Hkv)."""
+    def play(self, program: Any, count: int, lora: Any, rows: AttentionRows) -> None:
+        """Does what was recorded, on `count` rows."""
         ...

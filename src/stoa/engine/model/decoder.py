@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, Linear
+from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, LayerOps, Linear
 from stoa.engine.model.config import ModelConfig
 from stoa.engine.model.rope import rope_table
 from stoa.engine.model.weights import Checkpoint
@@ -35,6 +35,24 @@ class Layer:
     window: int
 
 
+class _Buffers:
+    """Activations of up to `rows` rows. What a step leaves here, the next one overwrites."""
+
+    def __init__(self, c: ModelConfig, dtype: torch.dtype, rows: int) -> None:
+        self.residual = torch.empty(rows, c.hidden_size, dtype=torch.float32)
+        self.x = torch.empty(rows, c.hidden_size, dtype=dtype)
+        self.qkv = torch.empty(rows, c.q_size + 2 * c.kv_size, dtype=dtype)
+        self.q = torch.empty(rows, c.q_size, dtype=dtype)
+        self.attended = torch.empty(rows, c.q_size, dtype=dtype)
+        self.gate_up = torch.empty(rows, 2 * c.intermediate_size, dtype=dtype)
+        self.gated = torch.empty(rows, c.intermediate_size, dtype=dtype)
+
+    def first(self, rows: int) -> _Buffers:
+        part = object.__new__(_Buffers)
+        part.__dict__.update({name: tensor[:rows] for name, tensor in self.__dict__.items()})
+        return part
+
+
 class Decoder:
     """Weights packed for `kernels`; `forward` runs one step's rows through all layers."""
 
@@ -49,6 +67,8 @@ class Decoder:
             self.embedding, self.lm_head = loader.ends()
             self.final_norm = loader.vector("model.norm.weight", config.hidden_size)
         self.rope = rope_table(config.rope, config.head_dim, max_positions)
+        self._buffers: _Buffers | None = None
+        self._program: Any = None  # the layers' calls on `_buffers`, where kernels can play them
         self.linears: list[Linear] = [g for layer in self.layers for g in layer.groups] + [self.lm_head]
 
     @property
@@ -64,35 +84,44 @@ class Decoder:
     def forward(
         self, token_ids: Tensor, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout
     ) -> Tensor:
-        """token_ids: [T] int64 -> final-norm hidden states [T, H] in the compute dtype.
+        """token_ids: [T] int64 -> final-norm hidden states [T, H] in the compute dtype, valid until the next call.
 
-        Appends the rows' keys and values to `kv`.
+        Appends the rows' keys and values to `kv`, which must be the same in every call.
         """
-        c, k = self.config, self.kernels
-        T, dtype = token_ids.shape[0], k.dtype
-        residual = self.embedding.index_select(0, token_ids).float()
-        x = torch.empty(T, c.hidden_size, dtype=dtype)
-        qkv = torch.empty(T, c.q_size + 2 * c.kv_size, dtype=dtype)
-        q = torch.empty(T, c.q_size, dtype=dtype)
-        attended = torch.empty(T, c.q_size, dtype=dtype)
-        gate_up = torch.empty(T, 2 * c.intermediate_size, dtype=dtype)
-        gated = torch.empty(T, c.intermediate_size, dtype=dtype)
+        T, k = token_ids.shape[0], self.kernels
+        if self._buffers is None or len(self._buffers.residual) < T:
+            self._buffers, self._program = _Buffers(self.config, k.dtype, T), None
+        b = self._buffers
+        b.residual[:T].copy_(self.embedding.index_select(0, token_ids))
+        recorder = k.recorder() if self._program is None else None
+        if recorder is not None:
+            self._layers(recorder, b, rows, None, kv, layout)
+            self._program = recorder.program()
+        if self._program is not None:
+            k.play(self._program, T, lora, rows)
+        else:
+            self._layers(k, b.first(T), rows, lora, kv, layout)
+        return b.x[:T]
+
+    def _layers(
+        self, k: LayerOps, b: _Buffers, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout
+    ) -> None:
+        c = self.config
         scale = c.head_dim**-0.5
         for i, layer in enumerate(self.layers):
             w_qkv, w_o, w_gate_up, w_down = layer.groups
             at = i * len(GROUPS)
-            k.rms_norm(residual, layer.input_norm, c.rms_eps, x)
-            k.linear(x, w_qkv, qkv, lora=lora, index=at)
-            k.rope_append(qkv, q, self.rope, kv, layout, i, rows,
+            k.rms_norm(b.residual, layer.input_norm, c.rms_eps, b.x)
+            k.linear(b.x, w_qkv, b.qkv, lora=lora, index=at)
+            k.rope_append(b.qkv, b.q, self.rope, kv, layout, i, rows,
                           q_norm=layer.q_norm, k_norm=layer.k_norm, eps=c.rms_eps)  # fmt: skip
-            k.attention(q, attended, kv, layout, i, rows, scale=scale, window=layer.window)
-            k.linear(attended, w_o, residual, lora=lora, index=at + 1, accumulate=True)
-            k.rms_norm(residual, layer.post_norm, c.rms_eps, x)
-            k.linear(x, w_gate_up, gate_up, lora=lora, index=at + 2)
-            k.silu_mul(gate_up, gated)
-            k.linear(gated, w_down, residual, lora=lora, index=at + 3, accumulate=True)
-        k.rms_norm(residual, self.final_norm, c.rms_eps, x)
-        return x
+            k.attention(b.q, b.attended, kv, layout, i, rows, scale=scale, window=layer.window)
+            k.linear(b.attended, w_o, b.residual, lora=lora, index=at + 1, accumulate=True)
+            k.rms_norm(b.residual, layer.post_norm, c.rms_eps, b.x)
+            k.linear(b.x, w_gate_up, b.gate_up, lora=lora, index=at + 2)
+            k.silu_mul(b.gate_up, b.gated)
+            k.linear(b.gated, w_down, b.residual, lora=lora, index=at + 3, accumulate=True)
+        k.rms_norm(b.residual, self.final_norm, c.rms_eps, b.x)
 
     def logits(self, hidden: Tensor, lora: Any) -> Tensor:
         """hidden: [n, H] -> [n, V] fp32; `lora` covers these n rows."""

@@ -88,6 +88,10 @@ void stoa_attention(const Ops *ops, const void *q, void *out, const uint8_t *kv,
     IN_TURN(ops->attention(&c));
 }
 
+void stoa_play(const Ops *ops, const Call *calls, int64_t count, int64_t rows, const Segments *lora, const Rows *r) {
+    IN_TURN(play(ops, calls, count, rows, lora, r));
+}
+
 /* ---------------------------------------------------------------- argmax: lowest index among equals */
 
 typedef struct { const float *logits; int64_t v; int64_t *out; } ArgMax;

@@ -95,6 +95,10 @@ typedef struct {
     void (*attention)(const AttentionCall *);
 } Ops;
 
+/* program.c: one recorded call; what p, n and d mean depends on op. */
+typedef struct { int64_t op; void *p[7]; int64_t n[3]; double d; } Call;
+void play(const Ops *ops, const Call *calls, int64_t count, int64_t rows, const Segments *lora, const Rows *r);
+
 /* pool.c */
 typedef void (*Task)(void *arg, int64_t task);
 void pool_start(int threads);

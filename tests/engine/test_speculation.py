@@ -68,15 +68,23 @@ def test_step_cost_tells_what_rows_cost() -> None:
     """A step of 10 ms and 1 ms a row: eight rows are 8/18 of it; free rows cost nothing."""
     cost, free = StepCost(), StepCost()
     for rows in (1, 8, 200, 3, 8, 8, 64) * 10:
-        cost.observe(rows, 0.010 + 0.001 * rows)
-        free.observe(rows, 0.010)
+        cost.observe(rows, 0, 0.010 + 0.001 * rows)
+        free.observe(rows, 0, 0.010)
     assert cost.rows_share(8) == pytest.approx(8 / 18, rel=1e-3)
     assert free.rows_share(8) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_output_head_counts_for_sampled_rows_only() -> None:
+    """Prompts tell what a row costs; a row that is sampled costs the head besides."""
+    cost = StepCost(head=0.5)
+    for rows, sampled in ((8, 8), (100, 1), (40, 8), (300, 2)) * 20:
+        cost.observe(rows, sampled, 0.012 + 0.001 * (rows + 0.5 * sampled))
+    assert cost.rows_share(8) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_before_rows_have_varied_a_prior_stands_in() -> None:
     """One row alone is cheap to add to, a large batch is not."""
     cost = StepCost()
     for _ in range(50):
-        cost.observe(4, 0.01)
+        cost.observe(4, 4, 0.01)
     assert cost.rows_share(1) < 0.1 < 0.6 < cost.rows_share(64)

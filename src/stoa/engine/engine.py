@@ -79,7 +79,7 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             prefix_caching=config.prefix_caching,
         )
-        self.speculator = Speculator(self.max_model_len)
+        self.speculator = Speculator(self.max_model_len, head=self.decoder.head_rows)
         ends = {*self.model.eos_token_ids, *(self.tokenizer.eos_token_ids if self.tokenizer else ())}
         self.grammars: GrammarCompiler | None = None
         if self.tokenizer is not None:
@@ -153,7 +153,7 @@ class Engine:
             batch = build_batch(counts, self.kernels, self.adapters.packed)
             events += self._run(batch)
             took_s = time.perf_counter() - started
-            self.speculator.cost.observe(batch.starts[-1], took_s)
+            self.speculator.cost.observe(batch.starts[-1], len(batch.sample_rows), took_s)
             self._totals.steps += 1
             self._totals.step_seconds += took_s
         return events

@@ -6,7 +6,8 @@ changes when tokens come, never which, at any temperature and with any adapters.
 
 It is used where it pays. With step time a + b rows, n sequences at one row each give n / (a + b n) tokens a
 second; k more rows with hit rate p give (n + p k) / (a + b n + b k), which is more if and only if
-p > b n / (a + b n), the share of the step that rows cost.
+p > b n / (a + b n), the share of the step that rows cost. A row that is sampled also goes through the output head
+and counts for more than a prompt's.
 """
 
 from __future__ import annotations
@@ -45,34 +46,38 @@ class PromptLookup:
 
 
 class StepCost:
-    """Seconds of a step as a + b rows: least squares with exponential forgetting."""
+    """Seconds of a step as a + b rows: least squares with exponential forgetting. `head`: what the output head
+    costs, in rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: float = 0.0) -> None:
+        self.head = head
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, sampled: int, seconds: float) -> None:
+        work = rows + self.head * sampled
         self._n = self._n * _FORGET + 1
-        self._x = self._x * _FORGET + rows
+        self._x = self._x * _FORGET + work
         self._y = self._y * _FORGET + seconds
-        self._xx = self._xx * _FORGET + rows * rows
-        self._xy = self._xy * _FORGET + rows * seconds
+        self._xx = self._xx * _FORGET + work * work
+        self._xy = self._xy * _FORGET + work * seconds
 
     def rows_share(self, rows: int) -> float:
-        """Share of a step's time that its rows cost, the rest being the same for any number of rows."""
+        """Share of a step's time that its rows, all sampled, cost; the rest is the same for any number of rows."""
+        work = rows * (1 + self.head)
         spread = self._n * self._xx - self._x**2
         if spread <= 1e-3 * self._n * self._xx:
-            return rows / (rows + _PRIOR_ROWS)
+            return work / (work + _PRIOR_ROWS)
         per_row = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
         fixed = max(0.0, (self._y - per_row * self._x) / self._n)
-        total = fixed + per_row * rows
-        return per_row * rows / total if total else 1.0
+        total = fixed + per_row * work
+        return per_row * work / total if total else 1.0
 
 
 class Speculator:
     """Sets `drafts` of sequences before a step is scheduled."""
 
-    def __init__(self, max_model_len: int) -> None:
-        self.cost = StepCost()
+    def __init__(self, max_model_len: int, head: float) -> None:
+        self.cost = StepCost(head)
         self.max_model_len = max_model_len
         self.drafted = 0
         self.accepted = 0

@@ -40,12 +40,11 @@ def model_file(folder: Path, kept: Path) -> Path:
     return _once(kept / "bf16.gguf", lambda work: _write_model(folder, work))
 
 
-def quantized_file(source: Path, kind: str, quantizer: Path, options: tuple[str, ...] = ()) -> Path:
+def quantized_file(source: Path, kind: str, quantizer: Path) -> Path:
     """`source` rounded to `kind` (Q8_0, Q4_0) by llama.cpp's own tool."""
 
     def write(work: Path) -> None:
-        command = [str(quantizer), *options, str(source), str(work), kind]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run([quantizer, source, work, kind], check=True, capture_output=True)
 
     return _once(source.with_name(f"{kind.lower()}.gguf"), write)
 

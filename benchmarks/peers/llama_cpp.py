@@ -27,8 +27,15 @@ import torch
 from gguf_files import adapter_file, model_file, quantized_file
 
 BUILD = Path(sys.prefix) / "build" / "bin"
-EXTRA = os.environ.get("X", "").split()
-DT = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[os.environ.get("DT", "bf16")]
+KINDS = {"int8": "Q8_0", "int4": "Q4_0"}
+# What was tried: 134m on one thread of an AMD EPYC (AVX-512, no AMX) that other work shared, best of 1 to 5 runs,
+# so that differences under about 8% say nothing; no other processor, and not with two threads.
+#   slower: -fa off (-8% at n = 1, -13% at 8); weights in f16 (-21% at 8); adapters in bf16 instead of f16 (-13% at
+#     distinct 2, -34% at same 8); KV in bf16 (-7% at 1); -bs (-10% at 32, one run); Q4_0 with --no-repack (-31% at 1)
+#   no clear difference: adapters in f32, -kvu, -ub 128 at 8, -ub 2048 at 32, -lm none, -lm mmap+mlock, Q8_0 --no-repack
+#   faster and not taken: llama-quantize --pure (+10% at 1, +7% at 4), since its Q4_0 head is coarser than Stoa's of 8
+#     bits. Q4_0 is as the tool makes it by itself, head in Q6_K; a Q8_0 head was as fast at 1 and -11% at 4.
+ADAPTER_DTYPE = torch.float16
 
 
 def main() -> None:
@@ -37,12 +44,11 @@ def main() -> None:
     kept = folder.with_name(f"{folder.name}-gguf")
     weights = model_file(folder, kept)
     if args.quantize != "none":
-        kind = {"int8": "Q8_0", "int4": "Q4_0"}[args.quantize]
-        weights = quantized_file(weights, kind, BUILD / "llama-quantize")
+        weights = quantized_file(weights, KINDS[args.quantize], BUILD / "llama-quantize")
     rows = []
     for batch in args.batch:
         count = {"base": 0, "same": 1, "distinct": batch}[args.mode]
-        loras = [adapter_file(folder, f, kept, DT) for f in sorted(adapters.iterdir())[:count]]
+        loras = [adapter_file(folder, f, kept, ADAPTER_DTYPE) for f in sorted(adapters.iterdir())[:count]]
         with server(weights, loras, batch, args.prompt_tokens + args.output_tokens) as url:
             wall_s = asyncio.run(measure(url, len(loras), batch, args))
         rows.append(
@@ -60,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quantize", default="none", choices=["none", "int8", "int4"])
+    parser.add_argument("--quantize", default="none", choices=["none", *KINDS])
     return parser.parse_args()
 
 
@@ -70,8 +76,8 @@ def server(weights: Path, loras: list[Path], slots: int, tokens: int) -> Iterato
     port, cores = free_port(), str(os.cpu_count())
     command = [
         str(BUILD / "llama-server"), "-m", str(weights), "--host", "127.0.0.1", "--port", str(port),
-        "-t", cores, "-tb", cores, "-np", str(slots), "-c", str(slots * (tokens + -tokens % 256)),
-        "--cache-ram", "0", "--no-webui", "-lv", "1", *EXTRA,
+        "-t", cores, "-tb", cores, "-np", str(slots), "-fa", "on", "-c", str(slots * (tokens + -tokens % 256)),
+        "--cache-ram", "0", "--no-webui", "-lv", "1",
     ]  # fmt: skip
     if loras:
         command += ["--lora", ",".join(map(str, loras)), "--lora-init-without-apply"]
@@ -129,7 +135,10 @@ async def measure(url: str, adapters: int, batch: int, args: argparse.Namespace)
 
 
 def request(prompt: list[int], adapter: int | None, args: argparse.Namespace) -> dict[str, Any]:
-    """One sampler, top-k of 1: greedy without the default chain's passes over the vocabulary."""
+    """Greedy by one sampler, top-k of 1, without the default chain's passes over the vocabulary.
+
+    `lora` is always given where adapters are loaded: without it the server applies all of them.
+    """
     body = {
         "prompt": prompt,
         "n_predict": args.output_tokens,
@@ -153,7 +162,7 @@ def check(reply: dict[str, Any], args: argparse.Namespace) -> None:
 
 def version() -> str:
     done = subprocess.run([str(BUILD / "llama-server"), "--version"], capture_output=True, text=True)
-    return (done.stdout + done.stderr).strip().splitlines()[0]
+    return (done.stdout + done.stderr).strip().splitlines()[0].removeprefix("version: ")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from stoa.config import load_settings
 HERE = Path(__file__).parent
 PEERS = {"vllm": "vllm_cpu.py", "peft": "peft_mixed.py", "llama.cpp": "llama_cpp.py"}
 QUANTIZED = {"stoa", "llama.cpp"}
+SERIAL_BATCH = 8  # different adapters are served one after the other: larger batches only take longer
 
 
 def main() -> None:
@@ -49,8 +50,9 @@ def main() -> None:
     for _ in range(args.rounds):
         for mode in modes:
             for engine in engines:
+                most = SERIAL_BATCH if (engine, mode) == ("llama.cpp", "distinct") else max(batches)
                 options = ["--mode", mode, "--repeats", str(args.repeats)]
-                options += [word for batch in batches for word in ("--batch", str(batch))]
+                options += [word for b in batches if b <= most for word in ("--batch", str(b))]
                 if engine in QUANTIZED:
                     options += ["--quantize", args.quantize]
                 for row in run(engine, args.peers, args.model, cache, options):

@@ -140,7 +140,7 @@ def streams() -> str:
         return ""
     return (
         "\n## One stream, rounded weights\n\nOutput tokens per second, base only; llama.cpp in Q8_0 and Q4_0, which hold as many "
-        "bits a weight (8.5 and 4.5).\n\n"
+        "bits a weight (8.5 and 4.5) but for the output head of int4 (6.6 in llama.cpp, 8.5 here).\n\n"
         + table(["", "", "Stoa", "llama.cpp", "ratio"], rows)
         + "\n```\n" + "\n".join(commands) + "\n```\n"
     )  # fmt: skip

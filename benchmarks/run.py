@@ -27,11 +27,10 @@ def measurements(peers: str, data: str) -> dict[str, list[str]]:
     one_stream = [*compare, "--mode", "base", "--batch", "1", "--rounds", "1", "--repeats", "5"]
     stoa = ["-m", "stoa.cli", "bench"]
     found = {
-        "compare-134m": [*compare, "--model", "134m", "--rounds", "1", "--repeats", "5"],
-        "compare-1.1b": [*compare, "--model", "1.1b", "--rounds", "1", "--repeats", "3"],
+        "compare-134m": [*compare, "--model", "134m", "--rounds", "1", "--repeats", "3"],
+        "compare-1.1b": [*compare, "--model", "1.1b", "--rounds", "1", "--repeats", "1"],
         "adapters-134m": [*stoa, "adapters", "--json"],
-        "prefix-134m": [*stoa, "prefix", f"{data}/{TRACE}", "--requests", "1500", "--pool-gib", "0.5",
-                        "--pool-gib", "2", "--json"],
+        "prefix-134m": [*stoa, "prefix", f"{data}/{TRACE}", "--requests", "500", "--pool-gib", "2", "--json"],
         "startup-134m": ["benchmarks/startup.py", "--out", "{out}"],
         "quality-demo": ["benchmarks/quality.py", "--out", "{out}"],
         "perplexity": ["benchmarks/perplexity.py", "--data", data, "--out", "{out}"],

@@ -252,7 +252,7 @@ class CpuKernels:
 
 def _huge_zeros(nbytes: int) -> Tensor:
     """Zeros (uint8) in memory that the system may back with huge pages; 64 readable bytes follow."""
-    memory = mmap.mmap(-1, nbytes + SLACK_BYTES)
+    memory = mmap.mmap(-1, nbytes + SLACK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8, count=nbytes)

@@ -70,7 +70,7 @@ class PagePool:
 
 def _reserve(nbytes: int) -> Tensor:
     try:
-        memory = mmap.mmap(-1, nbytes)
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError):
         raise OutOfMemory(
             f"a pool of {nbytes} bytes cannot be had; lower pool_gib", param="pool_gib"

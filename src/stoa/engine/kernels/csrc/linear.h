@@ -12,7 +12,7 @@ typedef struct {
     int64_t in_stride, depth; /* bytes; lanes or groups */
     uint8_t *h;           /* [rows][h_stride] lanes of (x Aᵀ) * scale, or NULL */
     int64_t h_stride;     /* bytes */
-    int64_t strips_per_task, n_tasks;
+    int64_t strips_per_task;
     const int32_t *chunks; /* shrink tasks: [n][3] segment, first row, rows */
 } FN(Work);
 
@@ -175,7 +175,9 @@ static void FN(expand)(const LoraPart *part, const uint8_t *h, int64_t hs, int64
         for (; m < rows; m++) {
             v16 acc = v_load(to + m * os);
             for (int64_t l = 0; l < part->lanes; l++) {
+#ifdef BASE_TILES /* elsewhere it was asked for during the base product */
                 PREFETCH(b + l * STRIP_BYTES + 2048);
+#endif
                 acc = LANE_MAC(acc, b + l * STRIP_BYTES, FN(lane)(h + m * hs, l));
             }
             v_store(to + m * os, acc);
@@ -222,9 +224,8 @@ static void FN(emit)(const LinearCall *call, int64_t row, int64_t rows, int64_t 
     }
 }
 
-/* What this task's expand will read, then a share of what the next linear's shrink will. */
-static void FN(queue_adapters)(const LinearCall *call, int64_t task, int64_t n_tasks, int64_t strip, int64_t strips,
-                               Queue *queue) {
+/* What the expand of these strips will read, then their share of what the next linear's shrink will. */
+static void FN(queue_adapters)(const LinearCall *call, int64_t strip, int64_t strips, Queue *queue) {
     const Segments *lora = call->lora;
     for (int64_t g = 0; g < lora->n; g++) {
         const Lora *mine = lora->adapters[g] ? &lora->adapters[g][call->index] : NULL;
@@ -236,26 +237,34 @@ static void FN(queue_adapters)(const LinearCall *call, int64_t task, int64_t n_t
         }
     }
     if (call->index + 1 == lora->n_linears) return;
-    for (int64_t g = task; g < lora->n; g += n_tasks) {
+    for (int64_t g = 0; g < lora->n; g++) {
         const Lora *next = lora->adapters[g] ? &lora->adapters[g][call->index + 1] : NULL;
-        if (next && next->a) queue_add(queue, next->a, next->a_bytes);
+        if (!next || !next->a) continue;
+        int64_t lines = next->a_bytes / 64, n = call->w->n_strips;
+        int64_t from = lines * strip / n, to = lines * (strip + strips) / n;
+        if (from < to) queue_add(queue, next->a + from * 64, (to - from) * 64);
     }
 }
 
+/* Base product, adapters and output of a few strips at a time, for all rows: what was asked for ahead is used before
+ * the weights that stream by push it out of L2. */
 static void FN(column_task)(void *arg, int64_t task) {
     const FN(Work) *work = arg;
     const LinearCall *call = work->call;
-    int64_t strip = task * work->strips_per_task;
-    int64_t strips = min64(work->strips_per_task, call->w->n_strips - strip);
-    Queue queue;
-    queue_start(&queue);
-    if (call->lora && call->rows <= ROW_BLOCK) FN(queue_adapters)(call, task, work->n_tasks, strip, strips, &queue);
-    float *scratch = pool_local((size_t)(ROW_BLOCK * strips * STRIP) * sizeof(float));
-    for (int64_t row = 0; row < call->rows; row += ROW_BLOCK) {
-        int64_t rows = min64(ROW_BLOCK, call->rows - row);
-        FN(base)(work, row, rows, strip, strips, &queue, scratch);
-        if (work->h) FN(expand_rows)(work, row, rows, strip, strips, scratch);
-        FN(emit)(call, row, rows, strip, strips, scratch);
+    int64_t first = task * work->strips_per_task, end = min64(first + work->strips_per_task, call->w->n_strips);
+    int64_t together = FN(blocks_of)(call->w) ? STRIPS_TOGETHER : end - first; /* tiles: see path_amx.c */
+    float *scratch = pool_local((size_t)(ROW_BLOCK * together * STRIP) * sizeof(float));
+    for (int64_t strip = first; strip < end; strip += together) {
+        int64_t strips = min64(together, end - strip);
+        Queue queue;
+        queue_start(&queue);
+        if (call->lora && call->rows <= ROW_BLOCK) FN(queue_adapters)(call, strip, strips, &queue);
+        for (int64_t row = 0; row < call->rows; row += ROW_BLOCK) {
+            int64_t rows = min64(ROW_BLOCK, call->rows - row);
+            FN(base)(work, row, rows, strip, strips, &queue, scratch);
+            if (work->h) FN(expand_rows)(work, row, rows, strip, strips, scratch);
+            FN(emit)(call, row, rows, strip, strips, scratch);
+        }
     }
 }
 
@@ -304,11 +313,6 @@ static void FN(linear)(const LinearCall *call) {
     work.depth = call->w->lanes;
     if (call->w->bits < 16) FN(quantize)(&work);
     if (call->lora && !FN(shrink)(&work)) work.h = NULL;
-    /* A task's strips stay in L2 for all rows; enough tasks that threads end together. */
-    int64_t strips = call->w->n_strips, bytes = call->w->strip_bytes;
-    int64_t fit = max64(2, (512 << 10) / bytes), share = ceil_div(strips, 4 * (int64_t)pool_threads());
-    work.strips_per_task = max64(2, (min64(fit, share) + 1) & ~1);
-    work.n_tasks = ceil_div(strips, work.strips_per_task);
-    pool_run(work.n_tasks, FN(column_task), &work);
+    work.strips_per_task = strips_per_task(call->w->n_strips);
+    pool_run(ceil_div(call->w->n_strips, work.strips_per_task), FN(column_task), &work);
 }
-

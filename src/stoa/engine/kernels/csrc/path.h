@@ -4,6 +4,16 @@
 #include "simd.h"
 #include "queue.h"
 
+/* About four tasks a thread, such that threads end together: the size that leaves least to wait for. */
+static inline int64_t strips_per_task(int64_t strips) {
+    int64_t threads = pool_threads(), best = STRIPS_TOGETHER, least = INT64_MAX;
+    for (int64_t size = STRIPS_TOGETHER; size <= max64(STRIPS_TOGETHER, ceil_div(strips, 4 * threads)); size += STRIPS_TOGETHER) {
+        int64_t waste = ceil_div(ceil_div(strips, size), threads) * size * threads - strips;
+        if (waste <= least) { least = waste; best = size; }
+    }
+    return best;
+}
+
 #define GLUE3(a, b, c) a##_##b##_##c
 #define GLUE(a, b, c) GLUE3(a, b, c)
 

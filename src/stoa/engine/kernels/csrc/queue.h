@@ -3,7 +3,8 @@
 #ifndef STOA_QUEUE_H
 #define STOA_QUEUE_H
 
-#define ROW_BLOCK 32 /* rows of one pass over a task's strips */
+#define ROW_BLOCK 32      /* rows of one pass over a few strips */
+#define STRIPS_TOGETHER 4 /* those few */
 #define MAX_RANGES (ROW_BLOCK * (MAX_PARTS + 1))
 
 typedef struct {

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = {"stoa": "Stoa", "vllm": "vLLM (CPU)", "peft": "transformers + PEFT"}
-COLOURS = {"stoa": "#b5502b", "vllm": "#5b7a99", "peft": "#a9a48f"}
+NAMES = {"stoa": "Stoa", "vllm": "vLLM (CPU)", "peft": "transformers + PEFT", "llama.cpp": "llama.cpp"}
+COLOURS = {"stoa": "#b5502b", "vllm": "#5b7a99", "peft": "#a9a48f", "llama.cpp": "#7d8a5c"}
 MODES = {"base": "no adapters", "same": "one adapter", "distinct": "a different adapter per request"}
 LEFT, BAR, GAP, WIDTH, ROOM = 150, 22, 26, 760, 110
 

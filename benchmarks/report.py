@@ -193,6 +193,23 @@ def prefix() -> str:
     )
 
 
+def speculation() -> str:
+    if (report := load("speculation")) is None:
+        return ""
+    plain = {(r["text"], r["at_once"]): r["output_tok_s"] for r in report["rows"] if not r["speculation"]}
+    rows = [
+        [r["text"], r["at_once"], f"{plain[r['text'], r['at_once']]:.0f}", f"{r['output_tok_s']:.0f}",
+         f"{r['output_tok_s'] / plain[r['text'], r['at_once']]:.2f}", f"{r['accepted']} of {r['drafted']}"]
+        for r in report["rows"] if r["speculation"]
+    ]  # fmt: skip
+    return (
+        '\n## Speculation by prompt lookup\n\nQuestions of GSM8K, continued by a small model trained on such text; in "said again" '
+        "the question stands in the prompt twice, cut off in the second. Output tokens per second.\n\n"
+        + table(["text", "at once", "off", "on", "ratio", "guesses right"], rows)
+        + "\n```\npython benchmarks/speculation.py --data DATA --folder FOLDER\n```\n"
+    )
+
+
 def startup() -> str:
     if (report := load("startup-134m")) is None:
         return ""
@@ -214,6 +231,7 @@ def main() -> None:
         quality(),
         adapters(),
         prefix(),
+        speculation(),
         startup(),
     ]
     (DOCS / "performance.md").write_text("".join(parts))

@@ -33,7 +33,8 @@ def measurements(peers: str, data: str) -> dict[str, list[str]]:
         "prefix-134m": [*stoa, "prefix", f"{data}/{TRACE}", "--requests", "500", "--pool-gib", "2", "--json"],
         "startup-134m": ["benchmarks/startup.py", "--out", "{out}"],
         "quality-demo": ["benchmarks/quality.py", "--out", "{out}"],
-        "perplexity": ["benchmarks/perplexity.py", "--data", data, "--out", "{out}"],
+        "perplexity": ["benchmarks/perplexity.py", "--data", data, "--folder", "build/perplexity", "--out", "{out}"],
+        "speculation": ["benchmarks/speculation.py", "--data", data, "--folder", "build/perplexity", "--out", "{out}"],
     }  # fmt: skip
     for bits in ("int8", "int4"):
         found[f"lora-134m-{bits}"] = [*stoa, "lora", "--repeats", "5", "--quantize", bits, "--json"]

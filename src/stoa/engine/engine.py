@@ -172,15 +172,11 @@ class Engine:
                 self._totals.prompt_tokens += seq.num_prompt
                 self._fork_choices(seq)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_rows), batch.sample_lora)
-        seqs = [s for s, n in zip(batch.sampled, batch.sample_counts, strict=True) for _ in range(n)]
-        positions = [
-            len(s.tokens) + i
-            for s, n in zip(batch.sampled, batch.sample_counts, strict=True)
-            for i in range(n)
-        ]
-        tokens, logprobs = sample(self.kernels, logits, seqs, positions, sorted(self.end_tokens))
+        sampled = list(zip(batch.sampled, batch.sample_counts, strict=True))
+        wanted = [(seq, len(seq.tokens) + i) for seq, count in sampled for i in range(count)]
+        tokens, logprobs = sample(self.kernels, logits, wanted, sorted(self.end_tokens))
         at = 0
-        for seq, count in zip(batch.sampled, batch.sample_counts, strict=True):
+        for seq, count in sampled:
             events += self._accept(seq, tokens[at : at + count], logprobs[at : at + count])
             at += count
         return events

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stoa.engine.kernels.interface import Kernels
+from stoa.engine.kernels.interface import DrawRow, Kernels
 from stoa.engine.request import SamplingParams, TokenLogprob
 from stoa.engine.sequence import Sequence
 from stoa.errors import InvalidRequest
@@ -62,26 +62,28 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    kernels: Kernels, logits: Tensor, seqs: Seq[Sequence], positions: Seq[int], end_tokens: Seq[int]
+    kernels: Kernels, logits: Tensor, wanted: Seq[tuple[Sequence, int]], end_tokens: Seq[int]
 ) -> tuple[list[int], list[TokenLogprob | None]]:
-    """logits: [n, V] fp32 (overwritten), row i for the token of seqs[i] at positions[i]. Returns a token and
-    maybe logprobs for each; where a grammar cannot be followed, seq.failure is set.
+    """logits: [n, V] fp32 (overwritten), row i for the token of the sequence and at the position in wanted[i].
+    Returns a token and maybe logprobs for each; where a grammar cannot be followed, seq.failure is set.
 
     `end_tokens` are suppressed while `min_tokens` is not reached.
     """
-    if not any(_is_special(s) for s in seqs):
-        return kernels.argmax(logits), [None] * len(seqs)
-    rows: NDArray[np.float32] = logits.numpy()
-    raw = [_log_softmax(rows[i]) if s.params.logprobs is not None else None for i, s in enumerate(seqs)]
-    for row, seq in zip(rows, seqs, strict=True):
-        try:
-            _shape(row, seq, end_tokens)
-        except InvalidRequest as error:
-            seq.failure = error
-    tokens = kernels.argmax(logits)
-    for i, seq in enumerate(seqs):
-        if seq.params.temperature > 0:
-            tokens[i] = _draw(rows[i], seq.params, uniform(seq.seed, positions[i]))
+    seqs = [seq for seq, _ in wanted]
+    if any(_is_shaped(s) for s in seqs):
+        rows: NDArray[np.float32] = logits.numpy()
+        raw = [
+            _log_softmax(row) if s.params.logprobs is not None else None
+            for row, s in zip(rows, seqs, strict=True)
+        ]
+        for row, seq in zip(rows, seqs, strict=True):
+            try:
+                _shape(row, seq, end_tokens)
+            except InvalidRequest as error:
+                seq.failure = error
+    else:
+        raw = [None] * len(seqs)
+    tokens = kernels.draw(logits, [_drawing(seq, position) for seq, position in wanted])
     found = [
         None if values is None else _logprob(values, token, seq.params.logprobs or 0)
         for values, token, seq in zip(raw, tokens, seqs, strict=True)
@@ -89,11 +91,18 @@ def sample(
     return tokens, found
 
 
-def _is_special(seq: Sequence) -> bool:
+def _drawing(seq: Sequence, position: int) -> DrawRow:
+    p = seq.params
+    if p.temperature <= 0:
+        return DrawRow()
+    return DrawRow(p.temperature, p.min_p, p.top_p, uniform(seq.seed, position), p.top_k)
+
+
+def _is_shaped(seq: Sequence) -> bool:
+    """Do its logits change before a token is drawn, or does somebody want to see them?"""
     p = seq.params
     return (
-        p.temperature > 0
-        or p.logprobs is not None
+        p.logprobs is not None
         or seq.grammar is not None
         or bool(p.logit_bias)
         or p.has_penalty
@@ -117,24 +126,6 @@ def _shape(row: Row, seq: Sequence, end_tokens: Seq[int]) -> None:
         row[[*end_tokens, *p.stop_token_ids]] = -np.inf
     if seq.grammar is not None:
         row[~seq.grammar.allowed_mask()] = -np.inf
-
-
-def _draw(row: Row, p: SamplingParams, u: float) -> int:
-    """Inverse CDF over the filtered distribution. Order: temperature, min_p, top_k, top_p."""
-    scaled = (row - row.max()).astype(np.float64) / p.temperature
-    probs = np.exp(scaled)
-    if p.min_p > 0:
-        probs[probs < p.min_p] = 0
-    if 0 < p.top_k < len(probs):
-        probs[probs < np.partition(probs, -p.top_k)[-p.top_k]] = 0
-    if p.top_p < 1:
-        ordered = np.sort(probs)[::-1]
-        mass = np.cumsum(ordered)
-        last = int(np.searchsorted(mass, p.top_p * mass[-1]))
-        probs[probs < ordered[min(last, len(ordered) - 1)]] = 0
-    mass = np.cumsum(probs)
-    chosen = int(np.searchsorted(mass, u * mass[-1], side="right"))
-    return min(chosen, int(np.flatnonzero(probs)[-1]))
 
 
 def _log_softmax(row: Row) -> NDArray[np.float64]:

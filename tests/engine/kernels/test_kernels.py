@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stoa.engine.kernels import available_isas, load_kernels
-from stoa.engine.kernels.interface import AttentionRows, Kernels, LoraPair
+from stoa.engine.kernels.interface import AttentionRows, DrawRow, Kernels, LoraPair
 from stoa.engine.kernels.reference import TorchKernels
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -231,7 +231,7 @@ def test_attention_keeps_its_bits_however_a_prompt_is_cut(isa: str, dtype: torch
 
 @each_path
 def test_elementwise_operations_equal_the_reference(isa: str, dtype: torch.dtype) -> None:
-    """RMSNorm, SiLU gate and argmax on odd widths; a row's bits do not depend on the others."""
+    """RMSNorm, SiLU gate and the largest logit on odd widths; a row's bits do not depend on the others."""
     rng = torch.Generator().manual_seed(0)
     kernels, reference = load_kernels(dtype, isa=isa), TorchKernels(dtype)
     for width in (5, 16, 75, 768):
@@ -252,4 +252,30 @@ def test_elementwise_operations_equal_the_reference(isa: str, dtype: torch.dtype
         close(got, expected, dtype)
         assert torch.equal(got[4:5], alone)
         ties = randn(rng, 9, width).round()
-        assert kernels.argmax(ties) == reference.argmax(ties)
+        greedy = [DrawRow()] * len(ties)
+        assert kernels.draw(ties, greedy) == reference.draw(ties, greedy)
+
+
+@each_path
+@pytest.mark.parametrize("v", [17, 1000, 32001])
+def test_draws_are_those_of_the_reference(isa: str, dtype: torch.dtype, v: int) -> None:
+    """Temperature and filters, alone and together; fp32 sums may differ from fp64 ones at a boundary only."""
+    rng = np.random.default_rng(v)
+    kernels, reference = load_kernels(dtype, isa=isa), TorchKernels(dtype)
+    filters = [
+        {"min_p": m, "top_k": k, "top_p": p}
+        for m in (0.0, 0.1) for k in (0, 1, 5, v + 3) for p in (1.0, 0.9, 0.3)
+    ]  # fmt: skip
+    rows = [
+        DrawRow(temperature=t, uniform=float(rng.random()), **f)  # type: ignore[arg-type]
+        for t in (0.0, 0.3, 1.0, 5.0)
+        for f in filters
+    ]
+    logits = torch.from_numpy(rng.normal(0, 3, (len(rows), v)).astype(np.float32))
+    logits[::3, : v // 2] = -torch.inf
+    logits[::5] = logits[::5].round()  # ties
+    got, expected = kernels.draw(logits.clone(), rows), reference.draw(logits.clone(), rows)
+    assert sum(a != b for a, b in zip(got, expected, strict=True)) <= 2
+    assert not any(torch.isinf(logits[i, token]) for i, token in enumerate(got))
+    alone = [kernels.draw(logits[i : i + 1].clone(), rows[i : i + 1])[0] for i in range(0, len(rows), 7)]
+    assert alone == got[::7]

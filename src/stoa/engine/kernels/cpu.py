@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, LoraPair, PackedAdapter
+from stoa.engine.kernels.interface import AttentionRows, DrawRow, KVLayout, Linear, LoraPair, PackedAdapter
 from stoa.engine.kernels.library import ISAS, library
 from stoa.engine.kernels.quantize import BITS, GROUP, quantize_weight
 from stoa.engine.kernels.recorder import Recorder
@@ -27,6 +27,7 @@ from stoa.engine.kernels.structs import (
     STRIP,
     CpuAdapter,
     CpuLinear,
+    DrawingStruct,
     LayoutStruct,
     LoraStruct,
     Rows,
@@ -186,9 +187,11 @@ class CpuKernels:
     def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
         self._lib.stoa_silu_mul(self._ops, gate_up.data_ptr(), out.data_ptr(), out.shape[0], out.shape[1])
 
-    def argmax(self, logits: Tensor) -> list[int]:
-        found: NDArray[np.int64] = np.empty(logits.shape[0], dtype=np.int64)
-        self._lib.stoa_argmax(logits.data_ptr(), logits.shape[0], logits.shape[1], found.ctypes.data)
+    def draw(self, logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
+        n, v = logits.shape
+        drawings = (DrawingStruct * n)(*rows)
+        found: NDArray[np.int64] = np.empty(n, dtype=np.int64)
+        self._lib.stoa_draw(self._ops, logits.data_ptr(), drawings, n, v, found.ctypes.data)
         return found.tolist()  # type: ignore[no-any-return]
 
     # -- attention

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,16 @@ class PackedAdapter(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+
+class DrawRow(NamedTuple):
+    """How a row's token is chosen. Filters apply in the order temperature, min_p, top_k, top_p; ties stay in."""
+
+    temperature: float = 0.0
+    min_p: float = 0.0
+    top_p: float = 1.0
+    uniform: float = 0.0
+    top_k: int = 0  # 0 or below: off
 
 
 @dataclass(frozen=True)
@@ -167,8 +177,9 @@ class Kernels(LayerOps, Protocol):
         len(adapters) + 1, starts[0] == 0, starts[-1] == T. Result is passed to `linear`."""
         ...
 
-    def argmax(self, logits: Tensor) -> list[int]:
-        """logits: [n, V] fp32 -> index of each row's largest; the lowest among equals."""
+    def draw(self, logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
+        """logits: [n, V] fp32 -> a token for each row: the largest (the lowest among equals) at temperature 0,
+        else the first whose cumulated probability exceeds `uniform` of what the filters leave."""
         ...
 
     def kv_layout(self, layers: int, kv_heads: int, head_dim: int, block_size: int) -> KVLayout:

@@ -26,7 +26,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "stoa_attention": (c_void_p,) * 6 + (c_int64, c_int64, c_int64, c_double),
     "stoa_play": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
     "stoa_pack": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64),
-    "stoa_argmax": (c_void_p, c_int64, c_int64, c_void_p),
+    "stoa_draw": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
     "stoa_free_buffer": (c_void_p, c_int64),
 }
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, LoraPair, PackedAdapter
+from stoa.engine.kernels.interface import AttentionRows, DrawRow, KVLayout, Linear, LoraPair, PackedAdapter
 from stoa.engine.kernels.quantize import BITS, dequantize, quantize_weight, round_inputs
 
 
@@ -147,10 +149,9 @@ class TorchKernels:
         gate, up = gate_up.float().chunk(2, dim=1)
         out.copy_(F.silu(gate) * up)
 
-    def argmax(self, logits: Tensor) -> list[int]:
-        return [int(i) for i in logits.argmax(dim=1)]
-
-    # -- attention; a page is [layers, 2 (key, value), kv_heads, block_size, head_dim]
+    def draw(self, logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
+        values = logits.numpy()
+        return [draw_one(values[i], row) for i, row in enumerate(rows)]
 
     def kv_layout(self, layers: int, kv_heads: int, head_dim: int, block_size: int) -> KVLayout:
         size = layers * 2 * kv_heads * block_size * head_dim * self.dtype.itemsize
@@ -228,3 +229,21 @@ class TorchKernels:
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def draw_one(row: NDArray[np.float32], how: DrawRow) -> int:
+    if how.temperature <= 0:
+        return int(row.argmax())
+    probs = np.exp((row - row.max()).astype(np.float64) / how.temperature)
+    if how.min_p > 0:
+        probs[probs < how.min_p] = 0
+    if 0 < how.top_k < len(probs):
+        probs[probs < np.partition(probs, -how.top_k)[-how.top_k]] = 0
+    if how.top_p < 1:
+        ordered = np.sort(probs)[::-1]
+        mass = np.cumsum(ordered)
+        last = int(np.searchsorted(mass, how.top_p * mass[-1]))
+        probs[probs < ordered[min(last, len(ordered) - 1)]] = 0
+    mass = np.cumsum(probs)
+    chosen = int(np.searchsorted(mass, how.uniform * mass[-1], side="right"))
+    return min(chosen, int(np.flatnonzero(probs)[-1]))

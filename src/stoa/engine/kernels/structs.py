@@ -133,5 +133,17 @@ class Rows:
         self.address = ctypes.addressof(self._struct)
 
 
+class DrawingStruct(ctypes.Structure):
+    """`DrawRow`."""
+
+    _fields_ = (
+        ("temperature", c_double),
+        ("min_p", c_double),
+        ("top_p", c_double),
+        ("uniform", c_double),
+        ("top_k", c_int64),
+    )
+
+
 class CallStruct(ctypes.Structure):
     _fields_ = (("op", c_int64), ("p", c_void_p * 7), ("n", c_int64 * 3), ("d", c_double))

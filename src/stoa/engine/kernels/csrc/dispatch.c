@@ -92,29 +92,9 @@ void stoa_play(const Ops *ops, const Call *calls, int64_t count, int64_t rows, c
     IN_TURN(play(ops, calls, count, rows, lora, r));
 }
 
-/* ---------------------------------------------------------------- argmax: lowest index among equals */
-
-typedef struct { const float *logits; int64_t v; int64_t *out; } ArgMax;
-
-static void argmax_task(void *arg, int64_t row) {
-    const ArgMax *a = arg;
-    const float *x = a->logits + row * a->v;
-    float best[16];
-    int64_t whole = a->v & ~(int64_t)15;
-    for (int j = 0; j < 16; j++) best[j] = x[0];
-    for (int64_t i = 0; i < whole; i += 16)
-        for (int j = 0; j < 16; j++) best[j] = x[i + j] > best[j] ? x[i + j] : best[j];
-    float top = best[0];
-    for (int j = 1; j < 16; j++) top = best[j] > top ? best[j] : top;
-    for (int64_t i = whole; i < a->v; i++) top = x[i] > top ? x[i] : top;
-    int64_t i = 0;
-    while (i < a->v - 1 && x[i] != top) i++;
-    a->out[row] = i;
-}
-
-void stoa_argmax(const float *logits, int64_t rows, int64_t v, int64_t *out) {
-    ArgMax a = {logits, v, out};
-    IN_TURN(pool_run(rows, argmax_task, &a));
+void stoa_draw(const Ops *ops, const float *logits, const Drawing *rows, int64_t n, int64_t v, int64_t *out) {
+    DrawCall c = {logits, rows, out, n, v};
+    IN_TURN(ops->draw(&c));
 }
 
 /* ---------------------------------------------------------------- read bandwidth */

@@ -31,7 +31,8 @@ static inline void FN(store)(float *p, v16 v) { v_store(p, v); }
 #include "linear.h"
 #include "elementwise.h"
 #include "attention.h"
-const Ops GLUE(ops, f32, PATH) = {FN(linear), FN(rms_norm), FN(silu_mul), FN(rope_append), FN(attention)};
+#include "sampling.h"
+const Ops GLUE(ops, f32, PATH) = {FN(linear), FN(rms_norm), FN(silu_mul), FN(rope_append), FN(attention), FN(draw)};
 #endif
 #undef ELT
 #undef FN
@@ -59,4 +60,5 @@ static inline void FN(store)(uint16_t *p, v16 v) { v_store_bf16(p, v); }
 #include "linear.h"
 #include "elementwise.h"
 #include "attention.h"
-const Ops GLUE(ops, bf16, PATH) = {FN(linear), FN(rms_norm), FN(silu_mul), FN(rope_append), FN(attention)};
+#include "sampling.h"
+const Ops GLUE(ops, bf16, PATH) = {FN(linear), FN(rms_norm), FN(silu_mul), FN(rope_append), FN(attention), FN(draw)};

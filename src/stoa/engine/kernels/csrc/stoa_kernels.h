@@ -87,12 +87,17 @@ typedef struct {
     int64_t layer, q_heads, window; double scale;
 } AttentionCall;
 
+/* How a row's token is chosen; see DrawRow in interface.py. */
+typedef struct { double temperature, min_p, top_p, uniform; int64_t top_k; } Drawing;
+typedef struct { const float *logits; const Drawing *rows; int64_t *out; int64_t n, v; } DrawCall;
+
 typedef struct {
     void (*linear)(const LinearCall *);
     void (*rms_norm)(const float *x, const float *w, double eps, void *out, int64_t rows, int64_t h);
     void (*silu_mul)(const void *gate_up, void *out, int64_t rows, int64_t inner);
     void (*rope_append)(const RopeCall *);
     void (*attention)(const AttentionCall *);
+    void (*draw)(const DrawCall *);
 } Ops;
 
 /* program.c: one recorded call; what p, n and d mean depends on op. */

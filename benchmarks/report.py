@@ -52,7 +52,7 @@ def machine(report: Report) -> str:
     return f"{m['cpu']}, {m['cores']} cores ({sets}), Python {m['python']}, torch {m['torch']}"
 
 
-def compare(model: str) -> str:
+def compare(model: str, title: str) -> str:
     report = load(f"compare-{model}")
     if report is None:
         return ""
@@ -67,7 +67,7 @@ def compare(model: str) -> str:
     chart = RESULTS / f"compare-{model}.svg"
     chart.write_text(draw(report))
     return (
-        f"\n## {model}: against other engines\n\n{machine(report)}. Output tokens per second, 64 tokens in, 64 out, prompts "
+        f"\n## {title}\n\n{machine(report)}. Output tokens per second, 64 tokens in, 64 out, prompts "
         f"included; n requests at once, on the base model (LoRA off where an engine has such a switch) or each on a rank-16 "
         f"adapter of its own on all seven linears. Medians after a warm-up.\n\n![chart](results/{chart.name})\n\n"
         + table(["", *(f"{m}, n = {b}" for m, b in columns)], rows)
@@ -224,8 +224,9 @@ def startup() -> str:
 def main() -> None:
     parts = [
         HEAD,
-        compare("134m"),
-        compare("1.1b"),
+        compare("134m", "134M against other engines"),
+        compare("1.1b", "1.1B against other engines"),
+        compare("134m-amx", "134M on a machine with AMX, by an earlier build"),
         own(),
         streams(),
         quality(),

@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     quantize: Literal["none", "int8", "int4"] = "none"  # of the base weights
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    speculation: bool = True  # prompt lookup, where it pays; changes no token
     isa: str = ""  # force a lower instruction set path
     max_model_len: Annotated[int, Meta(ge=0)] = 0
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096)] = 64
@@ -92,7 +93,7 @@ def accepted(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return ", ".join(map(str, typing.get_args(kind)))
     bare, *more = typing.get_args(kind) or (kind,)
-    words = {"int": "an integer", "float": "a number", "str": "text"}[bare.__name__]
+    words = {"int": "an integer", "float": "a number", "str": "text", "bool": "true, false"}[bare.__name__]
     for meta in more:
         words += f", at least {meta.ge}" + (f" and at most {meta.le}" if meta.le is not None else "")
     return words

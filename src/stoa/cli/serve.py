@@ -37,6 +37,7 @@ def serve(
         str | None, typer.Option(help="base weights as none (bf16), int8 or int4; adapters stay bf16")
     ] = None,
     threads: Annotated[int | None, typer.Option()] = None,
+    speculation: Annotated[bool | None, typer.Option(help="guess tokens ahead where it pays")] = None,
     isa: Annotated[str | None, typer.Option(help="force an instruction set path; see stoa doctor")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="tokens per sequence")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="sequences in one step")] = None,
@@ -165,6 +166,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         model=str(folder),
         dtype=settings.dtype,
         quantize=settings.quantize,
+        speculation=settings.speculation,
         device=settings.device,
         threads=settings.threads,
         max_model_len=settings.max_model_len,

@@ -189,7 +189,7 @@ class CpuKernels:
 
     def draw(self, logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
         n, v = logits.shape
-        drawings = (DrawingStruct * n)(*rows)
+        drawings = (DrawingStruct * n)(*(DrawingStruct(*row) for row in rows))
         found: NDArray[np.int64] = np.empty(n, dtype=np.int64)
         self._lib.stoa_draw(self._ops, logits.data_ptr(), drawings, n, v, found.ctypes.data)
         return found.tolist()  # type: ignore[no-any-return]

@@ -68,7 +68,7 @@ def main() -> None:
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         ).stdout.strip(),
-        "command": "python benchmarks/compare.py " + " ".join(sys.argv[1:]),
+        "command": command(args),
         "rows": rows,
     }
     for row in rows:
@@ -84,6 +84,12 @@ def chosen(named: list[str] | None, peers: Path, quantize: str) -> list[str]:
     """The engines named, or Stoa and all peers set up; with quantized weights, those that have them."""
     there = ["stoa", *(peer for peer in PEERS if (peers / peer / "bin" / "python").exists())]
     return [engine for engine in named or there if quantize == "none" or engine in QUANTIZED]
+
+
+def command(args: argparse.Namespace) -> str:
+    """What to type to repeat this, with places of this machine left out."""
+    words = [w for w in sys.argv[1:] if w not in ("--out", str(args.out))]
+    return "python benchmarks/compare.py " + " ".join("PEERS" if w == str(args.peers) else w for w in words)
 
 
 def run(engine: str, peers: Path, model: str, cache: Path, options: list[str]) -> list[dict[str, Any]]:

@@ -24,10 +24,10 @@ static inline uint32_t FN(lane)(const uint8_t *row, int64_t lane) {
 
 /* out[rows][strips] for a few rows and strips: `depth` lanes (or groups) of rows at x, stride xs bytes, and of strips
  * at w, stride ws bytes. Meanwhile `n_ahead` strips from `ahead` on, which come next, are asked into L2, and the
- * lines of `queue`. */
+ * lines of `queue`. Blocks that are `near` ask a little ahead in their own strips instead when rows are few. */
 typedef void FN(Block)(const uint8_t *x, int64_t xs, const uint8_t *w, int64_t ws, int64_t depth, const uint8_t *ahead,
                        int64_t n_ahead, Queue *queue, float *out, int64_t os);
-typedef struct { int64_t wide; FN(Block) *b1x1, *b1xN, *b4x1, *b4xN; } FN(Blocks); /* N = wide */
+typedef struct { int64_t wide, near; FN(Block) *b1x1, *b1xN, *b4x1, *b4xN; } FN(Blocks); /* N = wide */
 
 /* out[m][strip] = chains over lanes, for M rows and N strips. */
 #undef GEMM_BLOCK
@@ -40,6 +40,7 @@ typedef struct { int64_t wide; FN(Block) *b1x1, *b1xN, *b4x1, *b4xN; } FN(Blocks
             for (int n = 0; n < N; n++) acc[m][n] = v_zero();                                              \
         for (int64_t l = 0; l < lanes; l++) {                                                              \
             for (int64_t n = 0; n < n_ahead; n++) PREFETCH_L2(ahead + n * ws + l * STRIP_BYTES);           \
+            for (int n = 0; M == 1 && n_ahead == 0 && n < N; n++) PREFETCH(w + n * ws + l * STRIP_BYTES + 2048); \
             queue_step(queue);                                                                             \
             for (int m = 0; m < M; m++) {                                                                  \
                 uint32_t v = FN(lane)(x + m * xs, l);                                                      \
@@ -55,7 +56,7 @@ GEMM_BLOCK(1, 1)
 GEMM_BLOCK(1, 4)
 GEMM_BLOCK(4, 1)
 GEMM_BLOCK(4, 4)
-static const FN(Blocks) FN(plain) = {4, FN(gemm_1x1), FN(gemm_1x4), FN(gemm_4x1), FN(gemm_4x4)};
+static const FN(Blocks) FN(plain) = {4, 1, FN(gemm_1x1), FN(gemm_1x4), FN(gemm_4x1), FN(gemm_4x4)};
 #endif
 #include "quantized.h"
 
@@ -84,7 +85,7 @@ static void FN(base)(const FN(Work) *work, int64_t row, int64_t rows, int64_t st
         int64_t n = strips - s >= run->wide ? run->wide : 1, each = ceil_div(n, blocks);
         int64_t next = strip + s + n, stop = min64(next + n, w->n_strips);
         for (int64_t m = 0; m < rows;) {
-            int64_t step = rows - m >= 4 ? 4 : 1, n_ahead = max64(0, min64(each, stop - next));
+            int64_t step = rows - m >= 4 ? 4 : 1, n_ahead = run->near && rows < 4 ? 0 : max64(0, min64(each, stop - next));
             FN(Block) *block = n == 1 ? (step == 4 ? run->b4x1 : run->b1x1) : (step == 4 ? run->b4xN : run->b1xN);
             block(work->in + (row + m) * xs, xs, w->data + (strip + s) * ws, ws, work->depth, w->data + next * ws, n_ahead,
                   queue, out + m * os + s * STRIP, os);

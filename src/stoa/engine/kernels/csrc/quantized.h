@@ -106,5 +106,5 @@ QUANTIZED_BLOCK(4, 1, 1)
 QUANTIZED_BLOCK(4, 1, 2)
 QUANTIZED_BLOCK(4, 4, 1)
 QUANTIZED_BLOCK(4, 4, 2)
-static const FN(Blocks) FN(int8) = {2, FN(quantized8_1x1), FN(quantized8_1x2), FN(quantized8_4x1), FN(quantized8_4x2)};
-static const FN(Blocks) FN(int4) = {2, FN(quantized4_1x1), FN(quantized4_1x2), FN(quantized4_4x1), FN(quantized4_4x2)};
+static const FN(Blocks) FN(int8) = {2, 0, FN(quantized8_1x1), FN(quantized8_1x2), FN(quantized8_4x1), FN(quantized8_4x2)};
+static const FN(Blocks) FN(int4) = {2, 0, FN(quantized4_1x1), FN(quantized4_1x2), FN(quantized4_4x1), FN(quantized4_4x2)};

@@ -19,6 +19,7 @@ from stoa.engine.sequence import Sequence
 MAX_DRAFTS = 4
 _GRAM = 3  # tokens that must repeat
 _FORGET = 0.98  # weight of the past in the fit, per step
+_MARGIN = 1.5  # the fit leans on prompts, whose rows cost less than rows of many sequences
 _PRIOR_ROWS = 16.0  # until rows have varied, a step is taken to cost as much as this many rows, and its rows
 
 
@@ -98,7 +99,7 @@ class Speculator:
                 continue
             if seq.lookup is None:
                 seq.lookup = PromptLookup()
-            if seq.lookup.hit_rate > share:
+            if seq.lookup.hit_rate > _MARGIN * share:
                 seq.drafts = seq.lookup.propose(seq.tokens, room)
             else:
                 seq.lookup.rest()

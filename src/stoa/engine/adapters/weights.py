@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from stoa.engine.adapters.names import (
     module_name,
     parse_tensor_name,
 )
+from stoa.engine.kernels.library import all_finite
 from stoa.engine.model.config import ModelConfig
 from stoa.errors import InvalidAdapter
 
@@ -60,7 +62,9 @@ def map_weights(path: Path) -> NDArray[np.uint8]:
         )
     if path.stat().st_size < 8:
         raise InvalidAdapter(f"{path} is truncated: it has {path.stat().st_size} bytes")
-    return np.memmap(path, dtype=np.uint8, mode="r")
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)  # all at once, not page by page
+        return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
 
 
 def list_tensors(path: Path, data: NDArray[np.uint8]) -> list[Tensor]:
@@ -120,8 +124,7 @@ def check_pair(a: Tensor, b: Tensor, rank: int, linear: tuple[int, int]) -> None
 
 def _is_finite(tensor: Tensor) -> bool:
     view, exponent = _DTYPES[tensor.dtype]
-    mask = view(exponent)
-    return not bool(((tensor.data.view(view) & mask) == mask).any())
+    return all_finite(tensor.data.view(view), exponent)
 
 
 def _check_place(name: str, parsed: TensorName, model: ModelConfig) -> None:

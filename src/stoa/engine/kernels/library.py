@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stoa.errors import ConfigError
 
@@ -63,6 +64,15 @@ def library() -> Any:
     if lib is None:
         raise ConfigError(reason)
     return lib
+
+
+def all_finite(bits: NDArray[np.unsignedinteger[Any]], exponent: int) -> bool:
+    """Floats as whole numbers: is in none of them every bit of `exponent` set, as in NaN and infinity?"""
+    lib, _ = _load()
+    if lib is None or not bits.flags.c_contiguous:
+        mask = bits.dtype.type(exponent)
+        return not bool(((bits & mask) == mask).any())
+    return bool(lib.stoa_all_finite(bits.ctypes.data, bits.size, bits.itemsize, exponent))
 
 
 def missing_reason() -> str:

@@ -154,14 +154,21 @@ def quality() -> str:
         text += f"Exact match of the bundled adapters on {report['words']} held-out words:\n\n{table(keys, rows)}\n"
         text += "```\npython benchmarks/quality.py\n```\n"
     if report := load("perplexity"):
-        keys = list(report["rows"][0])
-        rows = [[f"{v:.4f}" if isinstance(v, float) else v for v in r.values()] for r in report["rows"]]
+        training = report["training"]
+        rows = [
+            [
+                r["weights"],
+                r["dtype"],
+                *(f"{r[t]['perplexity']:.3f} ({r[t]['increase_percent']:+.3f} %)" for t in ("gsm8k", "e2e")),
+            ]
+            for r in report["rows"]
+        ]
         text += (
-            "\nPerplexity of a small model trained on real text, on text held out. The model (8 million parameters, 16 minutes of "
-            "training) is far from converged, so that what int4 costs a good model may be more than shown here:\n\n"
-            f"{table(keys, rows)}\n"
+            "\nPerplexity on real text held out, of a small model trained on such text "
+            f"({training['parameters'] / 1e6:.0f} million parameters, {training['minutes']:.0f} minutes). It is far from converged, so "
+            "that what int4 costs a good model may be more than shown here:\n\n"
+            f"{table(['weights', 'compute', 'GSM8K', 'E2E'], rows)}\n```\n{report['command']}\n```\n"
         )
-        text += "```\npython benchmarks/perplexity.py --data DATA\n```\n"
     return f"\n## What rounding costs in quality\n\n{text}" if text else ""
 
 

@@ -55,9 +55,8 @@ class Engine:
             self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize]
         )
         if self.kernels.owns_threads:
-            torch.set_num_threads(
-                1
-            )  # loading is done; what torch still does must not compete with the kernels
+            # Loading is done: what torch still does must not compete with the kernels.
+            torch.set_num_threads(1)
         self.layout = self.kernels.kv_layout(
             self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, config.block_size
         )

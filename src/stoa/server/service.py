@@ -74,7 +74,7 @@ class Service:
     max_inputs: int = 2048  # texts in one embedding request
     max_lora: int = 64  # adapters that one step can hold, for routers
     api_key: str | None = None  # asked of /v1/* if given
-    lanes: Lanes = field(default_factory=lambda: Lanes())
+    lanes: Lanes = field(default_factory=Lanes)
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def adapter(self, name: str) -> AdapterEntry | None:

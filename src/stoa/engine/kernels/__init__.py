@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stoa.engine.kernels import library
 from stoa.engine.kernels.library import (
     available_isas,
     choose_isa,
     default_threads,
-    library,
     measure_read_bandwidth,
     missing_reason,
 )
@@ -47,12 +47,10 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """Is no value of a bf16, fp16 or fp32 tensor NaN or infinite?"""
     import torch
 
-    masks = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
-    if missing_reason():
-        return bool(torch.isfinite(tensor).all())
-    tensor = tensor.contiguous()
-    mask = masks[tensor.dtype]
-    return bool(library().stoa_all_finite(tensor.data_ptr(), tensor.numel(), tensor.itemsize, mask))
+    exponents = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
+    whole = torch.int32 if tensor.dtype == torch.float32 else torch.int16
+    bits = tensor.contiguous().view(whole).numpy().view(f"u{tensor.itemsize}")
+    return library.all_finite(bits, exponents[tensor.dtype])
 
 
 def describe() -> dict[str, Any]:

@@ -226,13 +226,13 @@ class CpuKernels:
     # -- programs
 
     def recorder(self) -> Recorder:
-        return Recorder(self._layout_of)
+        return Recorder(self._layout_of, self._play)
 
-    def play(self, program: Any, count: int, lora: Any, rows: AttentionRows) -> None:
+    def _play(self, calls: Any, count: int, lora: Any, rows: AttentionRows) -> None:
         self._lib.stoa_play(
             self._ops,
-            program,
-            len(program),
+            calls,
+            len(calls),
             count,
             lora.address if lora is not None else None,
             self._rows_of(rows),

@@ -10,7 +10,7 @@ Implementations: `reference.TorchKernels` (the truth in tests; runs anywhere) an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -128,11 +128,14 @@ class LayerOps(Protocol):
         ...
 
 
-class Recorder(LayerOps, Protocol):
-    """Notes operations instead of doing them. Tensors must live on; their first dimension, `rows` and `lora`
-    are what `Kernels.play` is told anew each time."""
+Program = Callable[[int, Any, AttentionRows], None]  # does what was recorded on (count, lora, rows)
 
-    def program(self) -> Any: ...
+
+class Recorder(LayerOps, Protocol):
+    """Notes operations instead of doing them. Tensors must live on; their first dimension, `lora` and `rows`
+    are what a program is told anew each time."""
+
+    def program(self) -> Program: ...
 
 
 class Kernels(LayerOps, Protocol):
@@ -189,8 +192,4 @@ class Kernels(LayerOps, Protocol):
     # -- programs
     def recorder(self) -> Recorder | None:
         """None where nothing is gained by recording."""
-        ...
-
-    def play(self, program: Any, count: int, lora: Any, rows: AttentionRows) -> None:
-        """Does what was recorded, on `count` rows."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_void_p
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear
+from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, Program
 from stoa.engine.kernels.structs import CallStruct
 
 
@@ -18,13 +19,14 @@ class Recorder:
 
     LINEAR, RMS_NORM, SILU_MUL, ROPE_APPEND, ATTENTION = range(5)  # as in csrc/program.c
 
-    def __init__(self, layout_of: Callable[[KVLayout], int]) -> None:
-        """`layout_of`: address of a layout's structure, which lives on."""
+    def __init__(self, layout_of: Callable[[KVLayout], int], play: Callable[..., None]) -> None:
+        """`layout_of`: address of a layout's structure, which lives on; `play`: makes an array of calls."""
         self._layout_of = layout_of
+        self._play = play
         self._calls: list[CallStruct] = []
 
-    def program(self) -> Any:
-        return (CallStruct * len(self._calls))(*self._calls)
+    def program(self) -> Program:
+        return functools.partial(self._play, (CallStruct * len(self._calls))(*self._calls))
 
     def _note(self, op: int, pointers: Sequence[Any], numbers: Sequence[int], d: float = 0.0) -> None:
         addresses = [p.data_ptr() if isinstance(p, Tensor) else p for p in pointers]

@@ -59,9 +59,6 @@ class TorchKernels:
     def recorder(self) -> None:
         """Nothing is gained by recording what torch does."""
 
-    def play(self, program: Any, count: int, lora: Any, rows: AttentionRows) -> None:
-        raise NotImplementedError
-
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, LayerOps, Linear
+from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, LayerOps, Linear, Program
 from stoa.engine.model.config import ModelConfig
 from stoa.engine.model.rope import rope_table
 from stoa.engine.model.weights import Checkpoint
@@ -68,7 +68,7 @@ class Decoder:
             self.final_norm = loader.vector("model.norm.weight", config.hidden_size)
         self.rope = rope_table(config.rope, config.head_dim, max_positions)
         self._buffers: _Buffers | None = None
-        self._program: Any = None  # the layers' calls on `_buffers`, where kernels can play them
+        self._program: Program | None = None  # the layers' calls on `_buffers`, where kernels can play them
         self.linears: list[Linear] = [g for layer in self.layers for g in layer.groups] + [self.lm_head]
 
     @property
@@ -103,7 +103,7 @@ class Decoder:
             self._layers(recorder, b, rows, None, kv, layout)
             self._program = recorder.program()
         if self._program is not None:
-            k.play(self._program, T, lora, rows)
+            self._program(T, lora, rows)
         else:
             self._layers(k, b.first(T), rows, lora, kv, layout)
         return b.x[:T]

@@ -1,4 +1,5 @@
-/* Sixteen floats at a time (v_…), or sixteen whole numbers (vi_…; vi_dot: fours of unsigned by signed bytes), on whatever the path being compiled has. Included with PATH_* defined. */
+/* Sixteen floats at a time (v_…), or sixteen whole numbers (vi_…; vi_dot: fours of unsigned by signed bytes), on
+ * whatever the path being compiled has. Included with PATH_* defined. */
 #include <math.h>
 #include <string.h>
 

@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 import torch
 from gguf_files import adapter_file, model_file, quantized_file
+from workload import arguments
 
 BUILD = Path(sys.prefix) / "build" / "bin"
 KINDS = {"int8": "Q8_0", "int4": "Q4_0"}
@@ -58,14 +59,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--adapters", required=True)
-    parser.add_argument("--mode", required=True, choices=["base", "same", "distinct"])
-    parser.add_argument("--batch", type=int, action="append", required=True)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = arguments()
     parser.add_argument("--quantize", default="none", choices=["none", *KINDS])
     return parser.parse_args()
 

@@ -6,7 +6,6 @@ loaded at all.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -15,18 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from workload import arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--adapters", required=True)
-    parser.add_argument("--mode", required=True, choices=["base", "same", "distinct"])
-    parser.add_argument("--batch", type=int, action="append", required=True)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    args = arguments().parse_args()
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
     folders = sorted(Path(args.adapters).iterdir())
     if args.mode != "base":

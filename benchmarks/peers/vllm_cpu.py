@@ -5,12 +5,13 @@ LoRA is off in mode base: turning it on slows base rows too. Adapters are loaded
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import time
 from pathlib import Path
+
+from workload import arguments
 
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -21,15 +22,7 @@ os.environ |= {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--adapters", required=True)
-    parser.add_argument("--mode", required=True, choices=["base", "same", "distinct"])
-    parser.add_argument("--batch", type=int, action="append", required=True)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    args = arguments().parse_args()
 
     import numpy as np
     import vllm

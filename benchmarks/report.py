@@ -175,16 +175,24 @@ def quality() -> str:
 def adapters() -> str:
     if (report := load("adapters-134m")) is None:
         return ""
-    keys, cold, load_ = list(report["rows"][0]), report["cold"], report["workload"]
+    keys, load_ = list(report["rows"][0]), report["workload"]
     few, many = report["rows"][0]["output_tok_s"], report["rows"][-1]["output_tok_s"]
+    cold = [
+        [r["prompt_tokens"], r["read_ms"], r["cold_ms"], r["resident_ms"], r["base_ms"],
+         f"{r['cold_ms'] / r['read_ms']:.1f}", f"{(r['cold_ms'] - r['resident_ms']) / r['read_ms']:.1f}",
+         f"{r['resident_ms'] / r['base_ms']:.2f}"]
+        for r in report["cold"]
+    ]  # fmt: skip
+    heads = ["prompt tokens", "file read ms", "cold ms", "resident ms", "base ms", "cold / read", "load / read",
+             "resident / base"]  # fmt: skip
     return (
         f"\n## Many adapters, and a cold one\n\n{load_['at_once']} requests always running, adapters by Zipf's law with exponent "
         f"{load_['zipf']:g}; the pool has {load_['pool_gib']:g} GiB, host memory behind it {load_['host_gib']:g} GiB.\n\n"
         + table(keys, [list(r.values()) for r in report["rows"]])
-        + f"\nMany against few: {many / few:.2f}. A cold adapter ({cold['adapter_mb']} MB, out of the page cache) gives its first "
-        f"token after {cold['cold_ms']} ms, {cold['cold_ms'] / cold['read_ms']:.1f} times what reading its file takes "
-        f"({cold['read_ms']} ms); a resident one after {cold['resident_ms']} ms, {cold['resident_ms'] / cold['base_ms']:.2f} times "
-        f"the base model's {cold['base_ms']} ms.\n\n```\n{report['command']}\n```\n"
+        + f"\nMany against few: {many / few:.2f}. The first token of a request alone, its adapter "
+        f"({report['cold'][0]['adapter_mb']} MB) out of the page cache, resident, or none; beside it, reading the adapter's file. "
+        "Load: what cold takes longer than resident. The pool's memory was in use before, as on a server that has run for a "
+        f"while; memory that never was can cost three times the load.\n\n{table(heads, cold)}\n```\n{report['command']}\n```\n"
     )
 
 

@@ -82,7 +82,8 @@ def adapters(
         print(json.dumps(report))
         return
     _table(report["rows"])
-    print("first token:", ", ".join(f"{key} {value}" for key, value in report["cold"].items()))
+    for row in report["cold"]:
+        print("first token:", ", ".join(f"{key} {value}" for key, value in row.items()))
 
 
 @app.command("prefix")

@@ -18,25 +18,24 @@ from stoa.engine.batch import Batch, build_batch
 from stoa.engine.config import EngineConfig
 from stoa.engine.grammar import GrammarCompiler
 from stoa.engine.kernels import default_threads, describe, load_kernels
+from stoa.engine.limits import available_bytes, check_request, context_limit, fit_pool
 from stoa.engine.memory.adapter_cache import AdapterCache, Pairs
 from stoa.engine.memory.blocks import BlockTable
 from stoa.engine.memory.pool import PagePool
 from stoa.engine.model.config import ModelConfig, read_model_config
 from stoa.engine.model.decoder import Decoder
 from stoa.engine.request import AdapterRef, FinishReason, GenerationRequest, TokenEvent, TokenLogprob
-from stoa.engine.sampling import check_params, sample
+from stoa.engine.sampling import sample
 from stoa.engine.scheduler import Scheduler
 from stoa.engine.sequence import Sequence
 from stoa.engine.speculation import Speculator
 from stoa.engine.stats import EngineStats
 from stoa.engine.text import TextStream
 from stoa.engine.tokenizer import Tokenizer
-from stoa.errors import ConfigError, ContextLengthExceeded, InvalidRequest, OutOfMemory, StoaError
+from stoa.errors import InvalidRequest, StoaError
 
 _DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _BITS = {"none": 16, "int8": 8, "int4": 4}
-_GIB = 1 << 30
-MAX_CHOICES = 128
 
 
 class Engine:
@@ -50,7 +49,7 @@ class Engine:
         self.kernels = load_kernels(_DTYPES[config.dtype], threads=config.threads or None, isa=config.isa)
         torch.set_num_threads(config.threads or default_threads())
         self.wakeup = threading.Event()
-        self.max_model_len = self._context_limit()
+        self.max_model_len = context_limit(config, self.model)
         self.decoder = Decoder(
             self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize]
         )
@@ -60,7 +59,8 @@ class Engine:
         self.layout = self.kernels.kv_layout(
             self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, config.block_size
         )
-        self.pool = self._reserve_pool()
+        pages, self.max_model_len = fit_pool(config, self.max_model_len, self.layout.page_bytes)
+        self.pool = PagePool(pages, self.layout.page_bytes)
         self.blocks = BlockTable(self.pool)
         self.adapters = AdapterCache(
             self.pool,
@@ -68,7 +68,7 @@ class Engine:
             self.decoder.linears,
             self.decoder.module_keys(),
             self._read_adapter,
-            host_bytes=config.host_adapter_bytes or _available_bytes() // 8,
+            host_bytes=config.host_adapter_bytes or available_bytes() // 8,
             wakeup=self.wakeup,
         )
         self.scheduler = Scheduler(
@@ -99,7 +99,7 @@ class Engine:
     def notice(self) -> str:
         """What a person should know about how this engine runs, or ""."""
         said = [str(describe().get("reason") or "")]
-        if self.max_model_len < self._context_limit():
+        if self.max_model_len < context_limit(self.config, self.model):
             said.append(f"the pool holds {self.max_model_len} tokens of context; raise pool_gib for more")
         return "; ".join(filter(None, said))
 
@@ -111,7 +111,9 @@ class Engine:
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queues the request. Raises StoaError, leaving nothing behind, if it can never run."""
-        self._check(request)
+        if request.id in self._live:
+            raise InvalidRequest(f"request id {request.id!r} is in use", param="id")
+        check_request(request, self.model.vocab_size, self.max_model_len, has_text=self.tokenizer is not None)
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
         self._arrivals += 1
@@ -323,32 +325,7 @@ class Engine:
         if self.grammars is not None:
             self.grammars.close()
 
-    # -- set-up and checks
-
-    def _check(self, request: GenerationRequest) -> None:
-        check_params(request.params, self.model.vocab_size)
-        prompt, limit = len(request.prompt_token_ids), self.max_model_len
-        if request.id in self._live:
-            raise InvalidRequest(f"request id {request.id!r} is in use", param="id")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
-        if not 1 <= request.n <= MAX_CHOICES:
-            raise InvalidRequest(f"n is {request.n}; accepted: 1 to {MAX_CHOICES}", param="n")
-        bad = next((t for t in request.prompt_token_ids if not 0 <= t < self.model.vocab_size), None)
-        if bad is not None:
-            raise InvalidRequest(
-                f"token id {bad} is outside the vocabulary of {self.model.vocab_size}", param="prompt"
-            )
-        room = limit if request.pooling else limit - 1
-        if prompt > room:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {limit} tokens, the prompt has {prompt}",
-                param="prompt",
-            )
-        if self.tokenizer is None and (request.params.stop or request.params.grammar):
-            raise InvalidRequest(
-                "stop strings and grammars need a tokenizer.json in the model folder", param="stop"
-            )
+    # -- set-up
 
     def _sequence(
         self, request: GenerationRequest, index: int, seed: int, parent: Sequence | None
@@ -377,31 +354,6 @@ class Engine:
         spec = read_adapter(Path(ref.path), self.model, max_rank=self.config.max_lora_rank)
         return load_pairs(spec, expected_id=ref.id)
 
-    def _context_limit(self) -> int:
-        asked, own = self.config.max_model_len, self.model.max_position
-        if asked > own:
-            raise ConfigError(
-                f"max_model_len is {asked}; the model's own limit is {own}", param="max_model_len"
-            )
-        return asked or own
-
-    def _reserve_pool(self) -> PagePool:
-        page = self.layout.page_bytes
-        longest = -(-self.max_model_len // self.config.block_size)
-        most = (
-            longest * self.config.max_num_seqs + 4 * _GIB // page
-        )  # all the KV that can be used, and adapters
-        pages = (self.config.pool_bytes or min(_available_bytes() // 3, most * page)) // page
-        if pages < longest:
-            if self.config.max_model_len:
-                raise OutOfMemory(
-                    f"one sequence of max_model_len {self.max_model_len} needs {longest * page} bytes, the pool has "
-                    f"{pages * page}; raise pool_gib or lower max_model_len",
-                    param="pool_gib",
-                )
-            self.max_model_len = max(pages, 1) * self.config.block_size
-        return PagePool(pages, page)
-
 
 class _Totals:
     """Counters since start."""
@@ -411,11 +363,3 @@ class _Totals:
         self.generation_tokens = 0
         self.steps = 0
         self.step_seconds = 0.0
-
-
-def _available_bytes() -> int:
-    """Memory that can be taken without swapping (Linux MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 4 * _GIB

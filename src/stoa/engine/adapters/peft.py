@@ -10,18 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-
 from stoa.engine.adapters.config import read_config
-from stoa.engine.adapters.names import WEIGHTS_FILE, Key, parse_tensor_name
+from stoa.engine.adapters.names import WEIGHTS_FILE, Key
 from stoa.engine.adapters.targets import LoraShape, resolve
-from stoa.engine.adapters.weights import check_pair, list_tensors, map_weights, pair_up
+from stoa.engine.adapters.weights import Tensor, check_pair, list_tensors, map_weights, pair_up
 from stoa.engine.model.config import ModelConfig
 from stoa.errors import InvalidAdapter
 
@@ -38,6 +35,7 @@ class AdapterSpec:
     modules: Mapping[Key, LoraShape]  # layer is LM_HEAD for lm_head
     nbytes: int  # of the A and B tensors
     max_rank: int
+    tensors: Mapping[Key, tuple[Tensor, Tensor]] = field(repr=False, compare=False)  # A and B, mapped
 
 
 def read_adapter(folder: Path, model: ModelConfig, *, max_rank: int) -> AdapterSpec:
@@ -46,42 +44,46 @@ def read_adapter(folder: Path, model: ModelConfig, *, max_rank: int) -> AdapterS
     weights = folder / WEIGHTS_FILE
     config = read_config(folder)
     data = map_weights(weights)
-    pairs = pair_up(list_tensors(weights, data), model)
-    shapes = resolve(config, pairs, max_rank)
-    linears = model.linear_shapes()
-    for key, (a, b) in pairs.items():
-        check_pair(a, b, shapes[key].rank, linears[key[1]])
+    with ThreadPoolExecutor(
+        1
+    ) as beside:  # the hash is most of the work, and takes the file as it comes from disk
+        hashing = beside.submit(hashlib.sha256, data.data)
+        pairs = pair_up(list_tensors(weights, data), model)
+        shapes = resolve(config, pairs, max_rank)
+        linears = model.linear_shapes()
+        for key, (a, b) in pairs.items():
+            check_pair(a, b, shapes[key].rank, linears[key[1]])
     return AdapterSpec(
-        id=_content_id(shapes, data),
+        id=_content_id(hashing.result(), shapes),
         path=folder,
         modules=shapes,
         nbytes=sum(tensor.data.nbytes for pair in pairs.values() for tensor in pair),
         max_rank=max(shape.rank for shape in shapes.values()),
+        tensors=pairs,
     )
 
 
 def load_pairs(spec: AdapterSpec, *, expected_id: str | None = None) -> dict[Key, LoraPair]:
     """The tensors of a checked adapter, in the dtype of the file and mapped from it, not copied.
-    With `expected_id`, raises InvalidAdapter if the folder no longer holds that content."""
-    from stoa.engine.kernels.interface import LoraPair  # imports torch, which only engines need
+    With `expected_id`, raises InvalidAdapter if that is not what the folder held when it was read."""
+    import torch  # which only engines need
+
+    from stoa.engine.kernels.interface import LoraPair
 
     if expected_id is not None and spec.id != expected_id:
         raise InvalidAdapter(f"{spec.path} has changed since it was registered; register it again")
-    pairs = {}
-    try:
-        with safe_open(spec.path / WEIGHTS_FILE, framework="pt") as file:
-            parsed = {name: parse_tensor_name(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            names = {(t.key, t.side): name for name, t in parsed.items() if t}
-            for key, shape in spec.modules.items():
-                a, b = (file.get_tensor(names[key, side]) for side in "AB")
-                pairs[key] = LoraPair(a=a, b=b, scale=shape.scale)
-    except (OSError, KeyError, SafetensorError) as error:
-        raise InvalidAdapter(f"{spec.path / WEIGHTS_FILE} cannot be read any more: {error}") from None
-    return pairs
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+    def whole(tensor: Tensor) -> torch.Tensor:
+        return torch.from_numpy(tensor.data).view(dtypes[tensor.dtype]).view(tensor.shape)
+
+    return {
+        key: LoraPair(a=whole(a), b=whole(b), scale=spec.modules[key].scale)
+        for key, (a, b) in spec.tensors.items()
+    }
 
 
-def _content_id(shapes: Mapping[Key, LoraShape], data: NDArray[np.uint8]) -> str:
+def _content_id(weights: hashlib._Hash, shapes: Mapping[Key, LoraShape]) -> str:
     facts = [[layer, module, s.rank, s.scale] for (layer, module), s in sorted(shapes.items())]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(data)  # type: ignore[arg-type]  # a buffer
-    return digest.hexdigest()
+    weights.update(json.dumps(facts).encode())
+    return weights.hexdigest()

@@ -311,8 +311,8 @@ def _not_found(name: str) -> ModelNotFound:
 
 
 def _fingerprint(model: ModelConfig) -> str:
-    """Changes with everything that a check of an adapter depends on."""
-    facts = json.dumps([model.num_layers, sorted(model.linear_shapes().items())])
+    """Changes with everything that a check of an adapter depends on, and with what its id is made of."""
+    facts = json.dumps([model.num_layers, sorted(model.linear_shapes().items()), "weights, shapes"])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

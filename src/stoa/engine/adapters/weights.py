@@ -64,7 +64,7 @@ def map_weights(path: Path) -> NDArray[np.uint8]:
         raise InvalidAdapter(f"{path} is truncated: it has {path.stat().st_size} bytes")
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)  # all at once, not page by page
-        return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+        return np.asarray(np.memmap(file, dtype=np.uint8, mode="c"))  # never written; torch wants it writable
 
 
 def list_tensors(path: Path, data: NDArray[np.uint8]) -> list[Tensor]:

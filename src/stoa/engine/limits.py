@@ -1,0 +1,69 @@
+"""What an engine can hold: its context, its pool, and which requests fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stoa.engine.config import EngineConfig
+from stoa.engine.model.config import ModelConfig
+from stoa.engine.request import GenerationRequest
+from stoa.engine.sampling import check_params
+from stoa.errors import ConfigError, ContextLengthExceeded, InvalidRequest, OutOfMemory
+
+MAX_CHOICES = 128
+_GIB = 1 << 30
+
+
+def context_limit(config: EngineConfig, model: ModelConfig) -> int:
+    """Tokens of a sequence: as asked, else as many as the model knows. Raises ConfigError."""
+    asked, own = config.max_model_len, model.max_position
+    if asked > own:
+        raise ConfigError(f"max_model_len is {asked}; the model's own limit is {own}", param="max_model_len")
+    return asked or own
+
+
+def fit_pool(config: EngineConfig, max_model_len: int, page_bytes: int) -> tuple[int, int]:
+    """Pages of the pool, and the context that they hold: shorter than `max_model_len` if nobody asked for
+    that. Raises OutOfMemory if somebody did and the pool is too small."""
+    longest = -(-max_model_len // config.block_size)
+    most = longest * config.max_num_seqs + 4 * _GIB // page_bytes  # all the KV that can be used, and adapters
+    pages = (config.pool_bytes or min(available_bytes() // 3, most * page_bytes)) // page_bytes
+    if pages >= longest:
+        return pages, max_model_len
+    if config.max_model_len:
+        raise OutOfMemory(
+            f"one sequence of max_model_len {max_model_len} needs {longest * page_bytes} bytes, the pool has "
+            f"{pages * page_bytes}; raise pool_gib or lower max_model_len",
+            param="pool_gib",
+        )
+    return pages, max(pages, 1) * config.block_size
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping (Linux MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 4 * _GIB
+
+
+def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int, *, has_text: bool) -> None:
+    """Raises InvalidRequest or ContextLengthExceeded for what can never run; `has_text`: there is a tokenizer."""
+    check_params(request.params, vocab_size)
+    prompt = len(request.prompt_token_ids)
+    if not prompt:
+        raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
+    if not 1 <= request.n <= MAX_CHOICES:
+        raise InvalidRequest(f"n is {request.n}; accepted: 1 to {MAX_CHOICES}", param="n")
+    bad = next((t for t in request.prompt_token_ids if not 0 <= t < vocab_size), None)
+    if bad is not None:
+        raise InvalidRequest(f"token id {bad} is outside the vocabulary of {vocab_size}", param="prompt")
+    if prompt > max_model_len - (request.pooling is None):  # a token must fit behind it
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens, the prompt has {prompt}",
+            param="prompt",
+        )
+    if not has_text and (request.params.stop or request.params.grammar):
+        raise InvalidRequest(
+            "stop strings and grammars need a tokenizer.json in the model folder", param="stop"
+        )

@@ -27,8 +27,8 @@ def measurements(peers: str, data: str) -> dict[str, list[str]]:
     one_stream = [*compare, "--mode", "base", "--batch", "1", "--rounds", "1", "--repeats", "5"]
     stoa = ["-m", "stoa.cli", "bench"]
     found = {
-        "compare-134m": [*compare, "--model", "134m", "--rounds", "1", "--repeats", "3"],
-        "compare-1.1b": [*compare, "--model", "1.1b", "--rounds", "1", "--repeats", "1"],
+        "compare-134m": [*compare, "--model", "134m", "--rounds", "1", "--repeats", "5"],
+        "compare-1.1b": [*compare, "--model", "1.1b", "--rounds", "1", "--repeats", "3"],
         "adapters-134m": [*stoa, "adapters", "--json"],
         "prefix-134m": [*stoa, "prefix", f"{data}/{TRACE}", "--requests", "500", "--pool-gib", "2", "--json"],
         "startup-134m": ["benchmarks/startup.py", "--out", "{out}"],
@@ -43,7 +43,7 @@ def measurements(peers: str, data: str) -> dict[str, list[str]]:
         for model in ("134m", "1.1b"):
             found[f"stream-{model}-{bits}"] = [*one_stream, "--model", model, "--quantize", bits]
     for isa in ("avx512bf16", "avx512", "avx2"):
-        found[f"lora-134m-{isa}"] = [*stoa, "lora", "--batch", "1", "--batch", "32", "--repeats", "3",
+        found[f"lora-134m-{isa}"] = [*stoa, "lora", "--batch", "1", "--batch", "32", "--repeats", "5",
                                      "--mode", "base", "--mode", "distinct", "--isa", isa, "--json"]  # fmt: skip
     return found
 

@@ -46,6 +46,38 @@ class ModelNotFound(StoaError):
     code = "model_not_found"
 
 
+class NotFound(StoaError):
+    """No such thing is visible to the caller; another project's things look the same as absent ones."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class Conflict(StoaError):
+    """Somebody else changed the thing meanwhile, or it is not in a state that allows this."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class Unauthorized(StoaError):
+    """No API key, or one that is wrong, expired or revoked."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(StoaError):
+    """The key is right but may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_permissions"
+
+
 class RequestTooLarge(StoaError):
     """The request body exceeds the configured limit."""
 
@@ -72,6 +104,34 @@ class QueueFull(StoaError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(StoaError):
+    """A limit of the key or its project is reached; in `retry_after_s` seconds the same request would fit."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(StoaError):
+    """The project's hard budget is spent, or would be by this request."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class DatabaseUnavailable(StoaError):
+    """The database cannot be reached or written to; requests already admitted go on."""
+
+    status = 503
+    type = "server_error"
+    code = "database_unavailable"
 
 
 class EngineUnavailable(StoaError):
@@ -116,6 +176,12 @@ class OutOfMemory(StoaError):
     status = 400
     type = "invalid_request_error"
     code = "out_of_memory"
+
+
+class InvalidPrice(InvalidRequest):
+    """A price or a table of prices is malformed, overlaps another or leaves a gap."""
+
+    code = "invalid_price"
 
 
 class ConfigError(StoaError):

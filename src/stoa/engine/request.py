@@ -68,7 +68,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     params: SamplingParams = SamplingParams()
     n: int = 1
     adapter: AdapterRef | None = None
-    project: str = "default"  # salts the prefix cache
+    project: str = "default"  # salts the prefix cache, and has a fair share of the engine
+    weight: float = 1.0  # of that share; > 0
+    account: str = ""  # where its use is booked; opaque to the engine
     service_class: ServiceClass = "interactive"
     pooling: Literal["mean"] | None = None  # yields one event with `embedding`, no tokens
 

@@ -13,8 +13,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stoa.errors import StoaError
-from stoa.server.problems import Unauthorized, problem
+from stoa.errors import StoaError, Unauthorized
+from stoa.server.problems import problem
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_CLOSED = 499  # nginx's number for a client that left

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stoa.engine.request import TokenEvent
-from stoa.errors import EngineUnavailable, InvalidRequest, QueueFull, StoaError
+from stoa.errors import EngineUnavailable, InvalidRequest, QueueFull, StoaError, Unauthorized
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -23,14 +23,6 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
-
-
-class Unauthorized(StoaError):
-    """No API key, or a wrong one."""
-
-    status = 401
-    type = "invalid_request_error"
-    code = "invalid_api_key"
 
 
 def error_body(error: StoaError) -> bytes:

@@ -1,0 +1,1 @@
+"""The database: one session factory, one scoping rule, migrations."""

@@ -41,7 +41,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_queue: Annotated[int, Meta(ge=1)] = 1024  # requests in flight before 429
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 << 20
     drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
-    api_key: str = ""
+    auth: Literal["auto", "keys", "open"] = "auto"  # auto: open on loopback until there is a key
+    api_key: str = ""  # one for everything, beside those in the database
+    db: str = ""  # sqlite:///FILE or postgresql://…; default: a file under home
+    redis: str = ""  # where several gateways share limits: redis://…
+    fairness: Literal["cost", "tokens", "off"] = "cost"  # what projects' shares are counted in
+    step_target_ms: Annotated[float, Meta(ge=0, le=60000)] = 0.0
+    node: str = ""  # what the ledger calls this machine; default: its host name
+    machine: str = "default"  # the type that prices speak of
+    watts: Annotated[float, Meta(ge=0, le=1000000)] = 0.0
+    memory_share: Annotated[float, Meta(ge=0, le=1)] = 0.2  # part of the price that is for memory
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stoa.engine.speculation import PromptLookup, StepCost
+from stoa.engine.speculation import PromptLookup
 from tests.engine.driving import Answer, drain, make_engine, request
 from tests.engine.tiny import adapter_folder, model_folder
 
@@ -13,7 +13,7 @@ REPEATING = [5, 9, 17, 4, 30, 8] * 5
 
 def answers(speculation: bool, temperature: float) -> tuple[dict[tuple[str, int], Answer], int]:
     engine = make_engine(model_folder("llama"), speculation=speculation, max_batch_tokens=24)
-    engine.speculator.cost.rows_share = lambda rows: 0.0  # type: ignore[method-assign]  # always worth it
+    engine.scheduler.times.work_share = lambda work: 0.0  # type: ignore[method-assign]  # always worth it
     asked = [
         request(
             f"{i}",
@@ -62,29 +62,3 @@ def test_confidence_falls_with_misses_and_comes_back_with_rest() -> None:
     for _ in range(500):
         lookup.rest()
     assert lookup.hit_rate > 0.4
-
-
-def test_step_cost_tells_what_rows_cost() -> None:
-    """A step of 10 ms and 1 ms a row: eight rows are 8/18 of it; free rows cost nothing."""
-    cost, free = StepCost(), StepCost()
-    for rows in (1, 8, 200, 3, 8, 8, 64) * 10:
-        cost.observe(rows, 0, 0.010 + 0.001 * rows)
-        free.observe(rows, 0, 0.010)
-    assert cost.rows_share(8) == pytest.approx(8 / 18, rel=1e-3)
-    assert free.rows_share(8) == pytest.approx(0, abs=1e-6)
-
-
-def test_the_output_head_counts_for_sampled_rows_only() -> None:
-    """Prompts tell what a row costs; a row that is sampled costs the head besides."""
-    cost = StepCost(head=0.5)
-    for rows, sampled in ((8, 8), (100, 1), (40, 8), (300, 2)) * 20:
-        cost.observe(rows, sampled, 0.012 + 0.001 * (rows + 0.5 * sampled))
-    assert cost.rows_share(8) == pytest.approx(0.5, rel=1e-3)
-
-
-def test_before_rows_have_varied_a_prior_stands_in() -> None:
-    """One row alone is cheap to add to, a large batch is not."""
-    cost = StepCost()
-    for _ in range(50):
-        cost.observe(4, 4, 0.01)
-    assert cost.rows_share(1) < 0.1 < 0.6 < cost.rows_share(64)

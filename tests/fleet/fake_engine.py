@@ -9,6 +9,7 @@ import os
 import threading
 import time
 
+from stoa.engine.accounting import Accounts, Book
 from stoa.engine.config import EngineConfig
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
@@ -30,6 +31,8 @@ class FakeEngine:
             raise RuntimeError("no such device")
         self.idle = True
         self.wakeup = threading.Event()
+        self.accounts = Accounts(pool_bytes=1 << 20)
+        self._books: dict[str, Book] = {}
         self._live: dict[str, tuple[GenerationRequest, float, int]] = {}
 
     @property
@@ -45,10 +48,12 @@ class FakeEngine:
             raise InvalidRequest("token id -1 is outside the vocabulary", param="prompt")
         starts = time.monotonic() + request.prompt_token_ids[1] / 1000
         self._live[request.id] = (request, starts, 0)
+        self._books[request.id] = self.accounts.open(request)
         self.idle = False
 
     def cancel(self, request_id: str) -> None:
-        self._live.pop(request_id, None)
+        if self._live.pop(request_id, None):
+            self.accounts.close(self._books.pop(request_id))
 
     def warm(self, ref: AdapterRef) -> None:
         pass
@@ -67,8 +72,13 @@ class FakeEngine:
                 TokenEvent(request_id=name, token_ids=[done], finish_reason="stop" if last else None)
             )
             self._live[name] = (request, starts, done + 1)
+            book = self._books[name]
+            self.accounts.step([book], [1.0], 1_000_000)
+            book.completion_tokens += 1
             if last:
                 del self._live[name]
+                book.outcome = "stop"
+                self.accounts.close(self._books.pop(name))
         return events
 
     def stats(self) -> EngineStats:

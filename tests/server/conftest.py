@@ -12,7 +12,16 @@ from openai import AsyncOpenAI
 
 from stoa.engine.tokenizer import Tokenizer
 from stoa.server import Service, create_app
-from tests.server.fakes import PLAIN, QWEN, FakeRegistry, FakeReplica, make_tokenizer
+from tests.server.fakes import (
+    PLAIN,
+    QWEN,
+    FakeAdapters,
+    FakeAuthority,
+    FakeMetering,
+    FakeRegistry,
+    FakeReplica,
+    make_tokenizer,
+)
 
 MakeService = Callable[..., Service]
 
@@ -49,10 +58,10 @@ def make_service(replica: FakeReplica, registry: Any = None, **more: Any) -> Ser
         model_id="org/base",
         replica=replica,
         tokenizer=replica.tokenizer,
-        registry=FakeRegistry() if registry is None else registry,
+        adapters=FakeAdapters(FakeRegistry() if registry is None else registry),
         vocab_size=300,
         created=1_700_000_000,
-        **more,
+        **{"authority": FakeAuthority(), "metering": FakeMetering(), **more},
     )
 
 

@@ -16,7 +16,8 @@ from stoa.engine.adapters.registry import AdapterEntry
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent, TokenLogprob
 from stoa.engine.stats import EngineStats
 from stoa.engine.tokenizer import Tokenizer
-from stoa.errors import AdapterExists, InvalidAdapter, ModelNotFound, StoaError
+from stoa.errors import AdapterExists, InvalidAdapter, ModelNotFound, StoaError, Unauthorized
+from stoa.tenancy.principal import Principal
 
 MAX_MODEL_LEN = 1000
 EOS = "<|im_end|>"
@@ -171,10 +172,74 @@ class FakeReplica:
 
 
 @dataclass
+class FakeAuthority:
+    """Lets everybody in as the default project, or those with `key` only."""
+
+    key: str | None = None
+    principal: Principal = Principal("default", "default", None, frozenset({"all", "admin"}))
+
+    async def authenticate(self, secret: str | None) -> Principal:
+        if self.key is not None and secret != self.key:
+            raise Unauthorized("Incorrect API key provided" if secret else "You didn't provide an API key")
+        return self.principal
+
+
+@dataclass
+class FakeTicket:
+    requests: list[GenerationRequest]
+    headers: dict[str, str]
+    closed: int = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class FakeMetering:
+    """Admits everything, or refuses with `refusal`."""
+
+    refusal: Exception | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    tickets: list[FakeTicket] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    async def admit(self, principal: Principal, requests: Any, **facts: Any) -> FakeTicket:
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append({"principal": principal, **facts})
+        self.tickets.append(FakeTicket(list(requests), self.headers))
+        return self.tickets[-1]
+
+
+@dataclass
+class FakeAdapters:
+    """One registry that is everybody's, and one for each project that has asked for its own."""
+
+    public: FakeRegistry
+    own: dict[str, FakeRegistry] = field(default_factory=dict)
+
+    def of(self, project_id: str | None) -> FakeRegistry:
+        if project_id in (None, "default"):
+            return self.public
+        return self.own.setdefault(project_id, FakeRegistry())
+
+    def get(self, project_id: str, name: str) -> AdapterEntry:
+        try:
+            return self.of(project_id).get(name)
+        except ModelNotFound:
+            return self.public.get(name)
+
+    def list(self, project_id: str) -> list[AdapterEntry]:
+        found = self.public.entries | self.of(project_id).entries
+        return [found[name] for name in sorted(found)]
+
+
+@dataclass
 class FakeRegistry:
     """Any path but /nowhere is an adapter; its id is made of name and path."""
 
     entries: dict[str, AdapterEntry] = field(default_factory=dict)
+    max_bytes: int = 1 << 20
 
     def get(self, name: str) -> AdapterEntry:
         bare, _, version = name.partition("@")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stoa import __version__
-from stoa.cli import adapter, bench, chat, doctor, serve
+from stoa.cli import adapter, bench, chat, costs, doctor, key, price, serve, tenant
 from stoa.errors import StoaError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -17,6 +17,10 @@ app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(bench.app, name="bench")
+app.add_typer(tenant.app, name="tenant")
+app.add_typer(key.app, name="key")
+app.add_typer(price.app, name="price")
+app.command("costs")(costs.costs)
 
 
 def _version(asked: bool) -> None:

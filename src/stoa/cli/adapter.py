@@ -10,9 +10,10 @@ import typer
 
 from stoa.config import Settings, load_settings
 from stoa.errors import InvalidRequest
+from stoa.tenancy.principal import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
-    from stoa.engine.adapters.registry import AdapterRegistry
+    from stoa.tenancy.adapters import ProjectAdapters
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,24 +23,35 @@ Url = Annotated[str | None, typer.Option("--url", help="a running server, e.g. h
 Model = Annotated[
     str | None, typer.Option("--model", help="base model the adapters belong to: demo, a folder, or a hub id")
 ]
+Project = Annotated[str, typer.Option("--project", help="id of the project whose adapters are meant")]
+Public = Annotated[bool, typer.Option("--public", help="those that every project can use")]
 Home = Annotated[str | None, typer.Option("--home", help="folder of all state")]
 
 
 @app.command("add")
 def add(
-    name: str, path: Path, replace: bool = False, url: Url = None, model: Model = None, home: Home = None
+    name: str,
+    path: Path,
+    replace: bool = False,
+    project: Project = DEFAULT_PROJECT,
+    public: Public = False,
+    url: Url = None,
+    model: Model = None,
+    home: Home = None,
 ) -> None:
     """Check the PEFT folder PATH and register it as NAME."""
     if url:
         body = {"lora_name": name, "lora_path": str(path.resolve()), "load_inplace": replace}
-        print(_post(url, "/v1/load_lora_adapter", body))
+        print(_post(url, "/v1/load_lora_adapter", body | _whose(project, public)))
         return
-    entry = _registry(model, home).add(name, path, replace=replace)
+    registry = _adapters(model, home).of(None if public else project)
+    entry = registry.add(name, path, replace=replace)
     print(f"added {entry.name}@{entry.version}: rank {entry.rank}, {entry.nbytes / 1e6:.1f} MB")
 
 
 @app.command("list")
 def list_(
+    project: Project = DEFAULT_PROJECT,
     url: Url = None,
     model: Model = None,
     home: Home = None,
@@ -52,18 +64,25 @@ def list_(
     else:
         rows = [
             {"name": e.name, "version": e.version, "rank": e.rank, "bytes": e.nbytes, "path": str(e.path)}
-            for e in _registry(model, home).list()
+            for e in _adapters(model, home).list(project)
         ]
     print(json.dumps(rows) if as_json else _table(rows))
 
 
 @app.command("rm")
-def remove(name: str, url: Url = None, model: Model = None, home: Home = None) -> None:
+def remove(
+    name: str,
+    project: Project = DEFAULT_PROJECT,
+    public: Public = False,
+    url: Url = None,
+    model: Model = None,
+    home: Home = None,
+) -> None:
     """Remove an adapter and its files under the home folder."""
     if url:
-        print(_post(url, "/v1/unload_lora_adapter", {"lora_name": name}))
+        print(_post(url, "/v1/unload_lora_adapter", {"lora_name": name} | _whose(project, public)))
         return
-    registry = _registry(model, home)
+    registry = _adapters(model, home).of(None if public else project)
     path = registry.get(name).path
     if not path.is_relative_to(registry.root):
         raise InvalidRequest(f"{name} is served in place from {path}; it goes when that folder goes")
@@ -79,15 +98,20 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _registry(model: str | None, home: str | None) -> AdapterRegistry:
-    from stoa.cli.models import folders_in_place, open_registry, resolve_model
+def _whose(project: str, public: bool) -> dict[str, Any]:
+    """For a server, which takes the key's project unless it is told another."""
+    return {"public": True} if public else {} if project == DEFAULT_PROJECT else {"project": project}
+
+
+def _adapters(model: str | None, home: str | None) -> ProjectAdapters:
+    from stoa.cli.models import folders_in_place, open_adapters, resolve_model
 
     settings: Settings = load_settings({"model": model, "home": home})
     model_id, folder = resolve_model(settings)
-    registry = open_registry(settings, model_id, folder)
+    adapters = open_adapters(settings, model_id, folder)
     for place in folders_in_place(settings):
-        registry.add_folder(place)
-    return registry
+        adapters.public.add_folder(place)
+    return adapters
 
 
 def _post(url: str, path: str, body: dict[str, Any]) -> str:

@@ -86,6 +86,46 @@ def adapters(
         print("first token:", ", ".join(f"{key} {value}" for key, value in row.items()))
 
 
+@app.command("fairness")
+def fairness(
+    model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
+    seconds: Annotated[float, typer.Option(help="of each run")] = 60.0,
+    per_s: Annotated[float, typer.Option(help="requests a second of the steady project")] = 2.0,
+    times: Annotated[float, typer.Option(help="how many times as many the flood sends")] = 10.0,
+    backlog: Annotated[int, typer.Option(help="heavy requests, and four times as many light ones")] = 200,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """A steady project beside a flood, and two projects that always wait."""
+    from stoa.bench.fairness import run
+
+    cache = load_settings().home_path / "cache"
+    report = run(model, cache=cache, seconds=seconds, per_s=per_s, times=times, backlog=backlog)
+    if as_json:
+        print(json.dumps(report))
+        return
+    for row in (*report["rows"], *report["gap"]):
+        print(", ".join(f"{key} {value}" for key, value in row.items()))
+
+
+@app.command("gateway")
+def gateway(
+    connections: Annotated[int, typer.Option(help="requests at once")] = 200,
+    seconds: Annotated[float, typer.Option(help="of each run")] = 10.0,
+    delay_ms: Annotated[float, typer.Option(help="what the engine that computes nothing takes")] = 200.0,
+    db: Annotated[str, typer.Option(help="database; default: SQLite in a temporary folder")] = "",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What the gateway adds to a request, with keys, limits, budget and metering on, on one core."""
+    from stoa.bench.gateway import run
+
+    report = run(connections=connections, seconds=seconds, delay_ms=delay_ms, db=db)
+    if as_json:
+        print(json.dumps(report))
+        return
+    for name in ("added", "most"):
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in report[name].items()))
+
+
 @app.command("prefix")
 def prefix(
     trace: Annotated[Path, typer.Argument(help="a Mooncake trace (.jsonl or .jsonl.gz)")],

@@ -11,7 +11,7 @@ from stoa.engine.model.config import read_model_config
 from stoa.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stoa.engine.adapters.registry import AdapterRegistry
+    from stoa.tenancy.adapters import ProjectAdapters
 
 
 def resolve_model(settings: Settings) -> tuple[str, Path]:
@@ -38,14 +38,14 @@ def _download(name: str) -> Path:
         raise ConfigError(f"model {name!r} cannot be fetched from the hub: {error}") from None
 
 
-def open_registry(settings: Settings, model_id: str, folder: Path) -> AdapterRegistry:
-    """The registry of the model's adapters under the home folder."""
-    from stoa.engine.adapters.registry import AdapterRegistry
+def open_adapters(settings: Settings, model_id: str, folder: Path) -> ProjectAdapters:
+    """The model's adapters under the home folder, of all projects."""
+    from stoa.tenancy.adapters import ProjectAdapters
 
-    return AdapterRegistry(
+    return ProjectAdapters(
         settings.home_path / "adapters",
         read_model_config(folder),
-        max_rank=settings.max_lora_rank,
+        settings.max_lora_rank,
         reserved=(model_id,),
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import os
 import signal
 import socket
 import sys
@@ -16,8 +17,10 @@ import typer
 
 from stoa.config import Settings, load_settings
 from stoa.errors import ConfigError
+from stoa.tenancy.principal import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
+    from stoa.cli.wiring import Tenancy
     from stoa.engine.config import EngineConfig
     from stoa.fleet.replica import LocalReplica
     from stoa.server import Service
@@ -50,20 +53,34 @@ def serve(
     max_queue: Annotated[int | None, typer.Option(help="requests in flight before 429")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="larger bodies get 413")] = None,
     drain_s: Annotated[float | None, typer.Option(help="time for running requests on SIGTERM")] = None,
-    api_key: Annotated[str | None, typer.Option(help="key that /v1 asks for")] = None,
+    auth: Annotated[
+        str | None, typer.Option(help="auto (open on loopback until there is a key), keys, or open")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="one key for everything, beside those of stoa key")
+    ] = None,
+    db: Annotated[
+        str | None, typer.Option(help="sqlite:///FILE or postgresql://…; default: under home")
+    ] = None,
+    redis: Annotated[str | None, typer.Option(help="where several gateways share limits: redis://…")] = None,
+    fairness: Annotated[
+        str | None, typer.Option(help="projects' shares counted in cost or tokens, or off")
+    ] = None,
+    step_target_ms: Annotated[
+        float | None, typer.Option(help="how long steps may be beside a project that floods")
+    ] = None,
+    node: Annotated[str | None, typer.Option(help="what the ledger calls this machine")] = None,
+    machine: Annotated[str | None, typer.Option(help="the type that prices speak of; see stoa price")] = None,
+    watts: Annotated[float | None, typer.Option(help="what the machine draws")] = None,
+    memory_share: Annotated[float | None, typer.Option(help="part of the price that is for memory")] = None,
     home: Annotated[str | None, typer.Option(help="folder of all state")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json")] = None,
     config: Annotated[Path | None, typer.Option(help="settings file; default ./stoa.toml")] = None,
-    allow_anonymous: Annotated[bool, typer.Option(help="bind beyond loopback without a key")] = False,
 ) -> None:
     """Serve a base model and its adapters over an OpenAI-compatible API."""
-    flags = {k: v for k, v in locals().items() if k not in ("config", "allow_anonymous")}
+    flags = {k: v for k, v in locals().items() if k != "config"}
     settings = load_settings(flags, file=config)
-    if not (settings.api_key or allow_anonymous or _is_loopback(settings.host)):
-        raise ConfigError(
-            f"binding {settings.host} without a key lets anybody in; give --api-key, or --allow-anonymous to accept that"
-        )
     listener = _bind(settings)
     asyncio.run(_serve(settings, listener))
 
@@ -71,23 +88,32 @@ def serve(
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     from stoa.cli.models import resolve_model
     from stoa.fleet.replica import LocalReplica
+    from stoa.fleet.worker import DEFAULT_FACTORY
     from stoa.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     model_id, folder = resolve_model(settings)
-    replica = LocalReplica(_engine_config(settings, folder), max_queue=settings.max_queue)
+    factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
+    replica = LocalReplica(_engine_config(settings, folder), max_queue=settings.max_queue, factory=factory)
     starting = asyncio.create_task(replica.start())
+    tenancy: Tenancy | None = None
     try:
         spawned = asyncio.create_task(replica.spawned.wait())
         await asyncio.wait({starting, spawned}, return_when=asyncio.FIRST_COMPLETED)
         spawned.cancel()
         # What follows is read and imported while the engine does its own.
-        service = _assemble(settings, model_id, folder, replica)
+        from stoa.cli.wiring import open_tenancy
+
+        tenancy = await open_tenancy(settings, loopback=_is_loopback(settings.host))
+        replica.keep_books(tenancy.metering)
+        service = _assemble(settings, model_id, folder, replica, tenancy)
         await _serve_http(settings, service, replica, starting, listener)
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await replica.stop(0)
+        if tenancy is not None:
+            await tenancy.close()
 
 
 async def _serve_http(
@@ -136,26 +162,32 @@ async def _serve_http(
         await http
 
 
-def _assemble(settings: Settings, model_id: str, folder: Path, replica: LocalReplica) -> Service:
-    from stoa.cli.models import folders_in_place, open_registry
+def _assemble(
+    settings: Settings, model_id: str, folder: Path, replica: LocalReplica, tenancy: Tenancy
+) -> Service:
+    from stoa.cli.models import folders_in_place, open_adapters
     from stoa.engine.model.config import read_model_config
     from stoa.engine.tokenizer import Tokenizer
     from stoa.server import Service
 
-    registry = open_registry(settings, model_id, folder)
+    adapters = open_adapters(settings, model_id, folder)
     for place in folders_in_place(settings):
-        for name, reason in registry.add_folder(place).items():
+        for name, reason in adapters.public.add_folder(place).items():
             print(f"not served: {place / name}: {reason}", file=sys.stderr)
     return Service(
         model_id=model_id,
         replica=replica,
         tokenizer=Tokenizer(folder),
-        registry=registry,
+        adapters=adapters,
+        authority=tenancy.authority,
+        metering=tenancy.metering,
+        office=tenancy.office,
+        database=tenancy.database,
         vocab_size=read_model_config(folder).vocab_size,
         max_body_bytes=settings.max_body_bytes,
         max_queue=settings.max_queue,
         max_lora=settings.max_num_seqs,
-        api_key=settings.api_key or None,
+        keys_wanted=tenancy.keys_wanted,
     )
 
 
@@ -175,6 +207,8 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         pool_bytes=int(settings.pool_gib * _GIB),
         host_adapter_bytes=int(settings.host_adapter_gib * _GIB),
         max_lora_rank=settings.max_lora_rank,
+        fairness=settings.fairness,
+        step_target_ms=settings.step_target_ms,
         isa=settings.isa or None,
     )
 
@@ -183,7 +217,7 @@ def _announce(settings: Settings, service: Service, replica: LocalReplica) -> No
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{settings.port}"
-    names = [entry.name for entry in service.registry.list()]
+    names = [entry.name for entry in service.adapters.list(DEFAULT_PROJECT)]
     shown = names if len(names) <= 12 else [*names[:12], f"… {len(names) - 12} more"]
     body: dict[str, Any] = {
         "model": "reverse" if "reverse" in names else (names or [service.model_id])[0],
@@ -191,7 +225,7 @@ def _announce(settings: Settings, service: Service, replica: LocalReplica) -> No
         "max_tokens": 32,
         "temperature": 0,
     }
-    key = ' -H "Authorization: Bearer $STOA_API_KEY"' if settings.api_key else ""
+    key = ' -H "Authorization: Bearer $STOA_API_KEY"' if service.keys_wanted else ""
     lines = [
         f"Stoa is ready at {url} (kernels: {replica.kernels})",
         f"  base model  {service.model_id}",

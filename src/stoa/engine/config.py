@@ -8,6 +8,7 @@ import msgspec
 
 Dtype = Literal["auto", "bf16", "fp32"]
 Quantize = Literal["none", "int8", "int4"]
+Fairness = Literal["cost", "tokens", "off"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,4 +31,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_lora_rank: int = 512
     prefix_caching: bool = True
     speculation: bool = True  # prompt lookup, where it pays; changes no token
+    fairness: Fairness = "cost"  # what projects' shares are counted in; off: first come, first served
+    step_target_ms: float = 0.0  # steps shared with projects beyond their share; 0: three times an empty one
     isa: str | None = None  # force a lower instruction set path

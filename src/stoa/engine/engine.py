@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from pathlib import Path
 
 import torch
 
+from stoa.engine.accounting import LOOK_NS, Accounts, Book
 from stoa.engine.adapters.peft import load_pairs, read_adapter
 from stoa.engine.batch import Batch, build_batch
 from stoa.engine.config import EngineConfig
+from stoa.engine.cost import row_cost
+from stoa.engine.fairness import MEMORY_WEIGHT, FairShares
 from stoa.engine.grammar import GrammarCompiler
 from stoa.engine.kernels import default_threads, describe, load_kernels
 from stoa.engine.limits import available_bytes, check_request, context_limit, fit_pool
@@ -71,14 +73,21 @@ class Engine:
             host_bytes=config.host_adapter_bytes or available_bytes() // 8,
             wakeup=self.wakeup,
         )
+        self.accounts = Accounts(self.pool.num_pages * self.pool.page_bytes)
+        cost = row_cost(self.model, self.layout.page_bytes, config.block_size)
         self.scheduler = Scheduler(
             self.blocks,
             self.adapters,
             max_num_seqs=config.max_num_seqs,
             max_batch_tokens=config.max_batch_tokens,
             prefix_caching=config.prefix_caching,
+            cost=cost,
+            shares=FairShares(enabled=config.fairness != "off"),
+            count_tokens=config.fairness == "tokens",
+            step_target_s=config.step_target_ms / 1000,
         )
-        self.speculator = Speculator(self.max_model_len, head=self.decoder.head_rows)
+        self.scheduler.letting_go = self._book_memory
+        self.speculator = Speculator(self.max_model_len, self.scheduler.times, cost.head)
         ends = {*self.model.eos_token_ids, *(self.tokenizer.eos_token_ids if self.tokenizer else ())}
         self.grammars: GrammarCompiler | None = None
         if self.tokenizer is not None:
@@ -89,6 +98,8 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._totals = _Totals()
+        self._ended: list[Book] = []  # in this step; closed when its time is divided
+        self._looked_ns = 0  # when all memory was booked last
         self.idle = True
 
     @property
@@ -117,9 +128,10 @@ class Engine:
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
         self._arrivals += 1
+        book = self.accounts.open(request)
         seqs: list[Sequence] = []
         for index in range(request.n):
-            seqs.append(self._sequence(request, index, seed, seqs[0] if seqs else None))
+            seqs.append(self._sequence(request, index, seed, book, seqs[0] if seqs else None))
         self._live[request.id] = seqs
         for seq in seqs:
             self.scheduler.add(seq)
@@ -127,10 +139,18 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """Frees all choices of the request; no event follows. Unknown ids are ignored."""
-        for seq in self._live.pop(request_id, ()):
+        self._drop(request_id, "cancelled")
+        self._close_books()
+
+    def _drop(self, request_id: str, outcome: FinishReason) -> None:
+        seqs = self._live.pop(request_id, [])
+        for seq in seqs:
             if not seq.done:
                 seq.done = True
                 self.scheduler.remove(seq)
+        if seqs:
+            seqs[0].book.outcome = outcome
+            self._ended.append(seqs[0].book)
 
     def warm(self, ref: AdapterRef) -> None:
         """Starts reading the adapter into host memory."""
@@ -143,7 +163,7 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Runs one step; returns its news. `idle` says afterwards whether there was nothing to do."""
-        started = time.perf_counter()
+        started_ns = self.accounts.clock_ns()
         if self.config.speculation:
             self.speculator.draft(self.scheduler.running)
         plan = self.scheduler.schedule()
@@ -152,12 +172,47 @@ class Engine:
         self.idle = not (counts or events or plan.preempted)
         if counts:
             batch = build_batch(counts, self.kernels, self.adapters.packed)
+            works = [self.scheduler.work(s, c) for s, c in zip(batch.seqs, batch.counts, strict=True)]
+            outputs = [s.num_output for s in batch.seqs]
             events += self._run(batch)
-            took_s = time.perf_counter() - started
-            self.speculator.cost.observe(batch.starts[-1], len(batch.sample_rows), took_s)
-            self._totals.steps += 1
-            self._totals.step_seconds += took_s
+            self._book_step(batch, works, outputs, started_ns)
+        self._close_books()
         return events
+
+    def _book_step(self, batch: Batch, works: list[float], outputs: list[int], started_ns: int) -> None:
+        """Divides the step's time; `outputs`: tokens that each sequence had before it."""
+        now_ns = self.accounts.clock_ns()
+        took_ns = now_ns - started_ns
+        shares_ns = self.accounts.step([s.book for s in batch.seqs], works, took_ns)
+        for seq, rows, before, share_ns in zip(batch.seqs, batch.counts, outputs, shares_ns, strict=True):
+            self.scheduler.charge(seq, rows, seq.num_output - before, share_ns)
+            seq.book.first_step_ns = seq.book.first_step_ns or started_ns
+            seq.held_since_ns = seq.held_since_ns or started_ns
+        self.scheduler.times.observe(sum(works), took_ns / 1e9)
+        self._totals.steps += 1
+        self._totals.step_seconds += took_ns / 1e9
+        if now_ns - self._looked_ns > LOOK_NS:
+            self._looked_ns = now_ns
+            for seq in (*self.scheduler.running, *self.scheduler.waiting):
+                if seq.pages or seq.pinned:
+                    self._book_memory(seq)
+
+    def _book_memory(self, seq: Sequence) -> None:
+        """What `seq` holds has been held since it was booked last."""
+        now_ns = self.accounts.clock_ns()
+        for_ns = now_ns - (seq.held_since_ns or now_ns)
+        seq.held_since_ns = now_ns
+        kv = self.blocks.share_of(seq.pages) * self.pool.page_bytes
+        adapter = self.adapters.share_of(seq.adapter_id) if seq.pinned and seq.adapter_id else 0.0
+        self.accounts.memory(seq.book, kv, adapter, for_ns)
+        if self.config.fairness == "cost":
+            share = (kv + adapter) / self.accounts.pool_bytes
+            self.scheduler.shares.charge(seq.project, MEMORY_WEIGHT * share * for_ns)
+
+    def _close_books(self) -> None:
+        for book in self._ended:
+            self.accounts.close(book)
+        self._ended.clear()
 
     def _run(self, batch: Batch) -> list[TokenEvent]:
         hidden = self.decoder.forward(batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout)
@@ -210,6 +265,10 @@ class Engine:
     def _advance(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> TokenEvent:
         """Appends the token and finds out whether the sequence ends with it."""
         seq.tokens.append(token)
+        book = seq.book
+        book.completion_tokens += 1
+        book.cached_tokens = max(book.cached_tokens, seq.num_cached if seq.index == 0 else 0)
+        book.first_token_ns = book.first_token_ns or self.accounts.clock_ns()
         try:
             text, reason, stop = self._consume(seq, token)
         except InvalidRequest as error:
@@ -233,6 +292,7 @@ class Engine:
             completion_tokens=seq.num_output if reason else 0,
         )
         if reason is not None:
+            book.outcome = reason
             self._finish(seq)
         return event
 
@@ -261,6 +321,7 @@ class Engine:
         if seq.todo:
             return []
         mean = seq.pooled / seq.num_prompt
+        seq.book.outcome = "stop"
         self._totals.prompt_tokens += seq.num_prompt
         self._finish(seq)
         return [
@@ -279,10 +340,11 @@ class Engine:
         self.scheduler.remove(seq)
         if all(s.done for s in self._live[seq.request.id]):
             del self._live[seq.request.id]
+            self._ended.append(seq.book)
 
     def _fail(self, seq: Sequence, error: StoaError) -> TokenEvent:
         """`seq` cannot go on; its siblings cannot either."""
-        self.cancel(seq.request.id)
+        self._drop(seq.request.id, "error")
         return TokenEvent(
             request_id=seq.request.id,
             index=seq.index,
@@ -328,7 +390,7 @@ class Engine:
     # -- set-up
 
     def _sequence(
-        self, request: GenerationRequest, index: int, seed: int, parent: Sequence | None
+        self, request: GenerationRequest, index: int, seed: int, book: Book, parent: Sequence | None
     ) -> Sequence:
         p = request.params
         text = None
@@ -341,18 +403,19 @@ class Engine:
             seed + index,
             block_size=self.config.block_size,
             text=text,
+            book=book,
             parent=parent,
         )
         if parent is not None:
             seq.compiling = parent.compiling
         elif text is not None and p.grammar is not None and self.grammars is not None:
-            seq.compiling = self.grammars.submit(p.grammar)
+            seq.compiling = self.grammars.submit(p.grammar, request.project)
         return seq
 
     def _read_adapter(self, ref: AdapterRef) -> Pairs:
         """Raises InvalidAdapter also when the folder no longer holds what `ref.id` says."""
         spec = read_adapter(Path(ref.path), self.model, max_rank=self.config.max_lora_rank)
-        return load_pairs(spec, expected_id=ref.id)
+        return load_pairs(spec, expected_id=ref.id.rpartition(":")[2])
 
 
 class _Totals:

@@ -44,7 +44,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._end_tokens = sorted({*tokenizer.eos_token_ids, *end_tokens})
         self._cache_size = cache_size
-        self._cache: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, Grammar], LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._ll: LLTokenizer | None = None
         self._done = done
@@ -53,30 +53,32 @@ class GrammarCompiler:
             GrammarProbe(folder, self.vocab_size, self._end_tokens) for _ in range(_COMPILERS) if folder
         ]
 
-    def compile(self, grammar: Grammar) -> GrammarState:
-        """The state before the first token. Raises InvalidRequest(param="response_format") and says why."""
+    def compile(self, grammar: Grammar, project: str = "") -> GrammarState:
+        """The state before the first token. Raises InvalidRequest(param="response_format") and says why. What another
+        project has compiled is not used: how long it takes tells nobody of others."""
+        key = (project, grammar)
         with self._lock:
-            matcher = self._cache.get(grammar)
+            matcher = self._cache.get(key)
             if matcher is not None:
-                self._cache.move_to_end(grammar)
+                self._cache.move_to_end(key)
         if matcher is None:
             matcher = self._build(grammar)
             with self._lock:
-                self._cache[grammar] = matcher
+                self._cache[key] = matcher
                 while len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)
         return GrammarState(matcher.deep_copy(), self.vocab_size)
 
-    def submit(self, grammar: Grammar) -> Future[GrammarState]:
+    def submit(self, grammar: Grammar, project: str = "") -> Future[GrammarState]:
         """As `compile`, but off this thread, and tried first where it can do no harm."""
         future: Future[GrammarState]
         with self._lock:
-            known = grammar in self._cache
+            known = (project, grammar) in self._cache
         if known:
             future = Future()
-            future.set_result(self.compile(grammar))
+            future.set_result(self.compile(grammar, project))
             return future
-        future = self._threads.submit(self._try_and_compile, grammar)
+        future = self._threads.submit(self._try_and_compile, grammar, project)
         future.add_done_callback(lambda _: self._done())
         return future
 
@@ -87,7 +89,7 @@ class GrammarCompiler:
         for probe in probes:
             probe.close()
 
-    def _try_and_compile(self, grammar: Grammar) -> GrammarState:
+    def _try_and_compile(self, grammar: Grammar, project: str) -> GrammarState:
         with self._lock:
             if not self._probes:
                 raise _refusal("the service is shutting down")
@@ -97,7 +99,7 @@ class GrammarCompiler:
         finally:
             with self._lock:
                 self._probes.append(probe)
-        return self.compile(grammar)
+        return self.compile(grammar, project)
 
     def _build(self, grammar: Grammar) -> LLMatcher:
         if len(grammar.source) > _MAX_SOURCE_CHARS:

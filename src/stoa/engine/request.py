@@ -53,10 +53,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter a request wants. `id` is the hash of its content: all caches are keyed by it, so a
+    """An adapter a request wants. `id` ends with the hash of its content: all caches are keyed by it, so a
     reloaded adapter of the same name can never meet stale pages."""
 
-    id: str
+    id: str  # HASH, or OWNER:HASH
     path: str  # PEFT folder
 
 

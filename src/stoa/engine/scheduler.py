@@ -1,12 +1,16 @@
 """What runs in the next step, and who gives way when memory is short.
 
-Decode rows go first, then prompts in chunks, in order of priority (service class, then arrival). Space is
-made in this order, and only as far as needed:
+Service class goes first, then fairness among projects (`fairness.py`), then arrival. A step is filled in this order:
+
+    1. projects within their share: rows of sequences that decode, then prompts in chunks, then new sequences
+    2. projects beyond their share: the same, as far as the step stays short (`step_target_s`)
+
+With one project around there is no second part. Space is made in this order, and only as far as needed:
 
     1. what nobody uses: the longest unused of cached prefix pages and idle adapters
     2. what only waits: adapters and pages held for sequences that are not running, newest first
-    3. running sequences, newest first: their pages go, they are computed again later (same tokens: sampling
-       depends on seed and position only)
+    3. running sequences, those beyond their share and the newest first: their pages go, they are computed again
+       later (same tokens: sampling depends on seed and position only)
 
 The oldest running sequence is never preempted by another, so the engine always makes progress.
 """
@@ -14,12 +18,20 @@ The oldest running sequence is never preempted by another, so the engine always 
 from __future__ import annotations
 
 import bisect
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from stoa.engine.cost import RowCost, StepTime
+from stoa.engine.fairness import FairShares
 from stoa.engine.memory.adapter_cache import AdapterCache
 from stoa.engine.memory.blocks import BlockTable
 from stoa.engine.sequence import Sequence
 from stoa.errors import OutOfMemory, StoaError
+
+_AUTO_TARGET = 3.0  # steps shared with projects beyond their share take so many times an empty one
+_LEAST_WORK = 16.0  # but no less than so many rows
+_OUTPUT_TOKEN = 2.0  # what VTC counts an output token as, in prompt tokens
 
 
 @dataclass
@@ -29,6 +41,19 @@ class StepPlan:
     counts: dict[Sequence, int] = field(default_factory=dict)
     failed: list[tuple[Sequence, StoaError]] = field(default_factory=list)
     preempted: bool = False
+    rows: int = 0
+    work: float = 0.0
+    most_work: float = math.inf
+    paused: bool = False  # a running sequence was left out for it
+
+    def add(self, seq: Sequence, rows: int, work: float) -> None:
+        self.counts[seq] = rows
+        self.rows += rows
+        self.work += work
+
+    def drop(self, seq: Sequence) -> None:
+        """`seq` has given way. Its work stays counted: this step is no time to fill up."""
+        self.rows -= self.counts.pop(seq, 0)
 
 
 class Scheduler:
@@ -42,47 +67,67 @@ class Scheduler:
         max_num_seqs: int,
         max_batch_tokens: int,
         prefix_caching: bool,
+        cost: RowCost,
+        shares: FairShares,
+        count_tokens: bool = False,
+        step_target_s: float = 0.0,
     ) -> None:
+        """`count_tokens`: shares are counted in tokens, not in what they cost."""
         self.blocks = blocks
         self.adapters = adapters
         self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
         self.prefix_caching = prefix_caching
+        self.cost = cost
+        self.shares = shares
+        self.count_tokens = count_tokens
+        self.step_target_s = step_target_s
+        self.times = StepTime()
         self.waiting: list[Sequence] = []  # by priority
         self.running: list[Sequence] = []  # by priority
         self.clock = 0
         self.preemptions = 0
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
+        self.letting_go: Callable[[Sequence], None] = lambda seq: None  # told before memory is given back
+        self._over: frozenset[str] = frozenset()
+        self._per_work_s = 0.0
 
     def add(self, seq: Sequence) -> None:
         if seq.request.adapter is not None:
             self.adapters.prefetch(seq.request.adapter)
+        self.shares.arrive(seq.project, seq.request.weight)
+        self.shares.wait(seq.project)
         bisect.insort(self.waiting, seq, key=_priority)
 
     def remove(self, seq: Sequence) -> None:
         """The sequence is finished or cancelled; everything it held is given back."""
-        (self.running if seq in self.running else self.waiting).remove(seq)
+        if seq in self.running:
+            self.running.remove(seq)
+        else:
+            self.waiting.remove(seq)
+            self.shares.admitted(seq.project)
         self._release(seq)
+        self._refund(seq)
+        self.shares.leave(seq.project)
 
     def schedule(self) -> StepPlan:
         self.clock += 1
         plan = StepPlan()
         preemptions = self.preemptions
-        budget = self.max_batch_tokens
-        for seq in sorted(self.running, key=lambda s: s.todo > 1):
-            count = min(seq.todo, budget)
-            if seq.drafts and not (
-                count + len(seq.drafts) <= budget and self._take(seq, count + len(seq.drafts))
-            ):
-                seq.drafts = []
-            count += len(seq.drafts)
-            if count and seq in self.running and self._grow(seq, count, plan):
-                plan.counts[seq] = count
-            budget = self.max_batch_tokens - sum(plan.counts.values())
-        plan.preempted = self.preemptions != preemptions
-        if not plan.preempted:
-            self._admit(plan, budget)
+        self._over = self.shares.over()
+        fixed_s, self._per_work_s = self.times.fit()
+        admitting = True
+        for over in (False, True):
+            if over and self._per_work_s:
+                target_s = max(self.step_target_s, _AUTO_TARGET * fixed_s)
+                plan.most_work = max(_LEAST_WORK, (target_s - fixed_s) / self._per_work_s)
+            mine = [s for s in self.running if (s.project in self._over) is over]
+            for part in ([s for s in mine if s.todo == 1], [s for s in mine if s.todo > 1]):
+                for seq in self.shares.order(part, self._next_cost):
+                    self._continue(seq, plan)
+            plan.preempted = self.preemptions != preemptions
+            admitting = admitting and not plan.preempted and not plan.paused and self._admit(plan, over)
         return plan
 
     def computed(self, seq: Sequence, count: int) -> None:
@@ -107,23 +152,83 @@ class Scheduler:
         child.num_published = full
         child.parent = None
 
+    # -- what it costs
+
+    def work(self, seq: Sequence, rows: int) -> float:
+        """Of the next `rows` rows of `seq`, drafts among them."""
+        sampled = max(0, rows - seq.todo + 1) if seq.request.pooling is None else 0
+        adapter = self.adapters.share_of(seq.adapter_id) if seq.pinned and seq.adapter_id else 0.0
+        return self.cost.work(rows, sampled, seq.num_computed + rows, adapter)
+
+    def charge(self, seq: Sequence, rows: int, tokens: int, share_ns: int) -> None:
+        """`seq` had `rows` rows in a step, which gave it `tokens` tokens and took `share_ns` for it. What admission
+        charged ahead counts."""
+        cost = rows - bool(tokens) + _OUTPUT_TOKEN * tokens if self.count_tokens else share_ns
+        paid = min(seq.prepaid, cost)
+        seq.prepaid -= paid
+        self.shares.charge(seq.project, cost - paid)
+
+    def _refund(self, seq: Sequence) -> None:
+        self.shares.charge(seq.project, -seq.prepaid)
+        seq.prepaid = 0.0
+
+    def _cost_of(self, seq: Sequence, rows: int) -> float:
+        """Of these rows, as `charge_step` will count them: nanoseconds, or tokens."""
+        return float(rows) if self.count_tokens else 1e9 * self._per_work_s * self.work(seq, rows)
+
+    def _next_cost(self, seq: Sequence) -> float:
+        return self._cost_of(seq, min(seq.todo, self.max_batch_tokens))
+
+    # -- rows
+
+    def _continue(self, seq: Sequence, plan: StepPlan) -> None:
+        """Rows for a running sequence, if the step has room for them."""
+        if seq not in self.running:  # it has given way
+            return
+        rows = self._room(seq, plan)
+        count = min(seq.todo, rows)
+        if seq.drafts and not (
+            count == seq.todo and count + len(seq.drafts) <= rows and self._take(seq, count + len(seq.drafts))
+        ):
+            seq.drafts = []
+        count += len(seq.drafts)
+        if not count:
+            plan.paused = plan.paused or seq.project in self._over
+        elif self._grow(seq, count, plan):
+            plan.add(seq, count, self.work(seq, count))
+
+    def _room(self, seq: Sequence, plan: StepPlan) -> int:
+        """Rows that the step can take of `seq`; one at least if it would be empty."""
+        if len(plan.counts) >= self.max_num_seqs:
+            return 0
+        rows = self.max_batch_tokens - plan.rows
+        if plan.most_work == math.inf or rows <= 0:
+            return rows
+        spare, one, two = plan.most_work - plan.work, self.work(seq, 1), self.work(seq, 2)
+        fit = 1 + int((spare - one) / (two - one)) if spare >= one else 0
+        return min(rows, fit or int(not plan.counts))
+
     # -- admission
 
-    def _admit(self, plan: StepPlan, budget: int) -> None:
-        slots = self.max_num_seqs - len(self.running)
-        for seq in list(self.waiting):
-            if slots <= 0 or budget <= 0:
-                return
-            if seq.parent is not None or any(seq.request is s.request for s, _ in plan.failed):
+    def _admit(self, plan: StepPlan, over: bool) -> bool:
+        """New sequences of one group. False: nobody else may be admitted in this step."""
+        mine = [s for s in self.waiting if (s.project in self._over) is over and s.parent is None]
+        # Projects beyond their share may hold all places of a step; others then wait for no end of theirs.
+        slots = (1 if over else 2) * self.max_num_seqs - len(self.running)
+        for seq in self.shares.order(mine, self._next_cost):
+            rows = self._room(seq, plan)
+            if slots <= 0 or rows <= 0:
+                break
+            if any(seq.request is s.request for s, _ in plan.failed):
                 continue
             try:
                 if not seq.grammar_ready():
                     continue
                 ready = self._adapter_ready(seq)
-                count = self._start(seq, budget) if ready else 0
+                count = self._start(seq, rows) if ready else 0
                 if ready is None or (ready and not count):
                     self._refuse_if_hopeless(seq)
-                    return  # no room: later arrivals must not take what this one waits for
+                    return False  # no room: later arrivals must not take what this one waits for
             except StoaError as error:
                 self.remove(seq)
                 seq.done = True
@@ -131,8 +236,8 @@ class Scheduler:
                 continue
             slots -= seq.pinned or bool(ready)
             if ready:  # else it is still being read, and only its own requests wait
-                plan.counts[seq] = count
-                budget -= count
+                plan.add(seq, count, self.work(seq, count))
+        return True
 
     def _adapter_ready(self, seq: Sequence) -> bool | None:
         """True: none needed, or pinned and laid out. False: on its way. None: no room for it."""
@@ -163,11 +268,20 @@ class Scheduler:
         assert took, "available pages could not be taken"
         self.waiting.remove(seq)
         bisect.insort(self.running, seq, key=_priority)
+        self._pay_ahead(seq)
         if not seq.num_output:
             seq.num_cached = seq.num_computed
             self.prefix_query_tokens += seq.num_prompt
             self.prefix_hit_tokens += seq.num_computed
         return count
+
+    def _pay_ahead(self, seq: Sequence) -> None:
+        """The project is charged for the prompt now, so that its next sequence waits for its turn."""
+        self.shares.admitted(seq.project)
+        seq.prepaid = self._cost_of(seq, seq.todo)
+        self.shares.charge(seq.project, seq.prepaid)
+        if seq.adapter_id and not self.count_tokens:
+            self.shares.charge(seq.project, self.adapters.take_load_ns(seq.adapter_id))
 
     def _hold_prefix(self, seq: Sequence) -> None:
         if not self.prefix_caching or seq.request.pooling is not None:
@@ -213,12 +327,19 @@ class Scheduler:
         while not self._take(seq, count):
             if self._release_waiting():
                 continue
-            victim = self.running[-1]
-            plan.counts.pop(victim, None)
+            victim = self._victim()
+            plan.drop(victim)
             self._preempt(victim)
             if victim is seq:
                 return False
         return True
+
+    def _victim(self) -> Sequence:
+        """Of the running: not the oldest, unless it is alone; one beyond its share before others; the newest."""
+        return max(
+            self.running[1:] or self.running,
+            key=lambda s: (s.priority[0], s.project in self._over, s.priority),
+        )
 
     def _evict_unused(self) -> bool:
         prefix, adapter = self.blocks.oldest(), self.adapters.oldest_idle()
@@ -244,9 +365,15 @@ class Scheduler:
         self.preemptions += 1
         self.running.remove(seq)
         self._release(seq)
+        self._refund(seq)
+        self.shares.wait(seq.project, new=False)
         bisect.insort(self.waiting, seq, key=_priority)
 
     def _release(self, seq: Sequence) -> None:
+        """Gives back pages and pin."""
+        if seq.pages or seq.pinned:
+            self.letting_go(seq)
+            seq.held_since_ns = 0
         self.blocks.release(seq.drop_pages(), self.clock)
         if seq.pinned and seq.adapter_id is not None:
             self.adapters.unpin(seq.adapter_id, self.clock)

@@ -22,6 +22,7 @@ from stoa.engine.request import GenerationRequest
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from stoa.engine.accounting import Book
     from stoa.engine.grammar import GrammarState
     from stoa.engine.speculation import PromptLookup
     from stoa.engine.text import TextStream
@@ -42,9 +43,14 @@ class Sequence:
         *,
         block_size: int,
         text: TextStream | None,
+        book: Book,
         parent: Sequence | None = None,
     ) -> None:
         self.request = request
+        self.project = request.project
+        self.book = book  # what the request has used, shared by its sequences
+        self.prepaid = 0.0  # charged at admission for work that is still to come
+        self.held_since_ns = 0  # since when its memory has not been booked; 0: it holds none
         self.params = request.params
         self.index = index
         self.priority = (_CLASS_RANK[request.service_class], arrival, index)

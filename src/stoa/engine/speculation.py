@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from stoa.engine.cost import StepTime
 from stoa.engine.sequence import Sequence
 
 MAX_DRAFTS = 4
 _GRAM = 3  # tokens that must repeat
-_FORGET = 0.98  # weight of the past in the fit, per step
 _MARGIN = 1.5  # the fit leans on prompts, whose rows cost less than rows of many sequences
-_PRIOR_ROWS = 16.0  # until rows have varied, a step is taken to cost as much as this many rows, and its rows
 
 
 class PromptLookup:
@@ -46,46 +45,20 @@ class PromptLookup:
         self.hit_rate += 0.005 * (0.5 - self.hit_rate)
 
 
-class StepCost:
-    """Seconds of a step as a + b rows: least squares with exponential forgetting. `head`: what the output head
-    costs, in rows."""
-
-    def __init__(self, head: float = 0.0) -> None:
-        self.head = head
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
-
-    def observe(self, rows: int, sampled: int, seconds: float) -> None:
-        work = rows + self.head * sampled
-        self._n = self._n * _FORGET + 1
-        self._x = self._x * _FORGET + work
-        self._y = self._y * _FORGET + seconds
-        self._xx = self._xx * _FORGET + work * work
-        self._xy = self._xy * _FORGET + work * seconds
-
-    def rows_share(self, rows: int) -> float:
-        """Share of a step's time that its rows, all sampled, cost; the rest is the same for any number of rows."""
-        work = rows * (1 + self.head)
-        spread = self._n * self._xx - self._x**2
-        if spread <= 1e-3 * self._n * self._xx:
-            return work / (work + _PRIOR_ROWS)
-        per_row = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
-        fixed = max(0.0, (self._y - per_row * self._x) / self._n)
-        total = fixed + per_row * work
-        return per_row * work / total if total else 1.0
-
-
 class Speculator:
     """Sets `drafts` of sequences before a step is scheduled."""
 
-    def __init__(self, max_model_len: int, head: float) -> None:
-        self.cost = StepCost(head)
+    def __init__(self, max_model_len: int, times: StepTime, head: float) -> None:
+        """`head`: what the output head costs a row, in passes through the layers."""
+        self.times = times
+        self.head = head
         self.max_model_len = max_model_len
         self.drafted = 0
         self.accepted = 0
 
     def draft(self, running: Iterable[Sequence]) -> None:
         decoding = [s for s in running if s.todo == 1 and s.request.pooling is None]
-        share = self.cost.rows_share(len(decoding)) if decoding else 1.0
+        share = self.times.work_share(len(decoding) * (1 + self.head))
         for seq in decoding:
             seq.drafts = []
             if not _may_draft(seq):

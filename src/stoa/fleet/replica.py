@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -26,6 +26,7 @@ from stoa import errors
 from stoa.engine.config import EngineConfig
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
+from stoa.engine.usage import Interval, RequestUsage
 from stoa.errors import EngineUnavailable, QueueFull, StoaError
 from stoa.fleet.wire import (
     Cancel,
@@ -35,6 +36,7 @@ from stoa.fleet.wire import (
     GetStats,
     Hello,
     ToEngine,
+    Usages,
     Warm,
     frame,
     read_from_engine,
@@ -56,6 +58,40 @@ class _Live:
     queue: asyncio.Queue[list[TokenEvent] | None] = field(default_factory=asyncio.Queue)
     produced: bool = False
     replays: int = 0  # engines that died with it
+    tokens: int = 0  # handed on
+    settled: bool = False  # the books know its end
+
+
+class Books(Protocol):
+    """Who is told what engines have used. Called in the order of events, never waits. Every request that was
+    `begun` is `used` or `lost` once."""
+
+    def begun(self, request_id: str) -> None: ...
+
+    def used(self, usage: RequestUsage) -> None: ...
+
+    def lost(self, request_id: str, completion_tokens: int) -> None:
+        """It ended with its engine, or before it had one; so many tokens had been handed on."""
+        ...
+
+    def engine_started(self, now_ns: int, pool_bytes: int) -> None: ...
+
+    def interval(self, interval: Interval) -> None: ...
+
+    def engine_lost(self, now_ns: int) -> None:
+        """It has ended; what it did since its last interval is not known. 0: it ended in order, nothing is missing."""
+        ...
+
+
+class NoBooks:
+    """Nobody is told."""
+
+    def begun(self, request_id: str) -> None: ...
+    def used(self, usage: RequestUsage) -> None: ...
+    def lost(self, request_id: str, completion_tokens: int) -> None: ...
+    def engine_started(self, now_ns: int, pool_bytes: int) -> None: ...
+    def interval(self, interval: Interval) -> None: ...
+    def engine_lost(self, now_ns: int) -> None: ...
 
 
 class LocalReplica:
@@ -69,8 +105,10 @@ class LocalReplica:
         factory: str = DEFAULT_FACTORY,
         start_s: float = 600.0,
         stall_s: float = 300.0,
+        books: Books | None = None,
     ) -> None:
         """`start_s`: how long an engine may take to start; `stall_s`: to answer, before another replaces it."""
+        self.books: Books = books or NoBooks()
         self.config = config
         self.max_queue = max_queue
         self.factory = factory
@@ -83,6 +121,7 @@ class LocalReplica:
         self.kernels = ""
         self.notice = ""
         self._live: dict[str, _Live] = {}
+        self._sent: dict[str, _Live] = {}  # to this engine, which has not told yet what they used
         self._draining = False
         self._hurried = False
         self._stopped = False
@@ -94,6 +133,12 @@ class LocalReplica:
         self._folder = tempfile.TemporaryDirectory(prefix="stoa-")  # mode 0700
         self._watcher: asyncio.Task[None] | None = None
         self._ended: collections.deque[float] = collections.deque(maxlen=64)  # when requests ended lately
+
+    def keep_books(self, books: Books) -> None:
+        """From now on `books` is told; of an engine that is up already, that it has started."""
+        self.books = books
+        if self._writer is not None:
+            books.engine_started(self._hello.started_ns, self._hello.pool_bytes)
 
     @property
     def in_flight(self) -> int:
@@ -137,10 +182,11 @@ class LocalReplica:
         """
         self._admit(request)
         live = self._live[request.id] = _Live(request)
+        self.books.begun(request.id)
         left = request.n
         try:
             if self._writer is not None:
-                self._send(request)
+                self._submit(live)
             while left:
                 events = await live.queue.get()
                 if events is None:
@@ -157,6 +203,9 @@ class LocalReplica:
             self._ended.append(time.monotonic())
             if left and self._writer is not None:
                 self._send(Cancel(request.id))
+            if request.id not in self._sent and not live.settled:
+                live.settled = True
+                self.books.lost(request.id, live.tokens)
 
     async def stats(self) -> EngineStats:
         """Raises EngineUnavailable when the engine is not up."""
@@ -197,6 +246,10 @@ class LocalReplica:
             return 1
         per_request = (time.monotonic() - self._ended[0]) / len(self._ended)
         return max(1, min(60, math.ceil(per_request)))
+
+    def _submit(self, live: _Live) -> None:
+        self._sent[live.request.id] = live
+        self._send(live.request)
 
     def _send(self, message: ToEngine) -> None:
         assert self._writer is not None
@@ -240,8 +293,11 @@ class LocalReplica:
             listener.close()
         self.kernels, self.notice, self.max_model_len = hello.kernels, hello.notice, hello.max_model_len
         self._writer = writer
+        self._hello = hello
+        self.books.engine_started(hello.started_ns, hello.pool_bytes)
         for live in self._live.values():
-            self._send(live.request)
+            if not live.settled:
+                self._submit(live)
         self.ready = not self._draining
         return reader
 
@@ -307,6 +363,12 @@ class LocalReplica:
             self._heard_s = time.monotonic()
             if isinstance(message, Events):
                 self._hand_on(message.events)
+            elif isinstance(message, Usages):
+                for usage in message.usages:
+                    self._sent.pop(usage.request_id).settled = True
+                    self.books.used(usage)
+            elif isinstance(message, Interval):
+                self.books.interval(message)
             elif isinstance(message, EngineStats):
                 waiter = self._stats_waiters.pop(0)
                 if not waiter.done():
@@ -320,6 +382,7 @@ class LocalReplica:
             live = self._live.get(request_id)
             if live is not None:
                 live.produced = True
+                live.tokens += sum(len(event.token_ids) for event in mine)
                 live.queue.put_nowait(mine)
 
     def _lost(self) -> None:
@@ -328,6 +391,8 @@ class LocalReplica:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            self.books.engine_lost(0 if self._stopped else time.time_ns())
+        sent, self._sent = self._sent, {}
         for waiter in self._stats_waiters:
             if not waiter.done():
                 waiter.set_exception(EngineUnavailable("the engine stopped"))
@@ -337,6 +402,10 @@ class LocalReplica:
                 live.queue.put_nowait(None)
             else:
                 live.replays += 1
+                sent.pop(live.request.id, None)
+        for live in sent.values():
+            live.settled = True
+            self.books.lost(live.request.id, live.tokens)
 
     async def _kill(self) -> None:
         if self._process is None:

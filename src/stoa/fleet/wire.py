@@ -1,7 +1,8 @@
 """Messages between a gateway and an engine process: msgpack frames, 4-byte little-endian length first.
 
 Gateway → engine: `GenerationRequest`, `Cancel`, `Warm`, `Forget`, `GetStats`, `Drain`.
-Engine → gateway: `Hello` once, then `Events` after each step that has news, `EngineStats` on request.
+Engine → gateway: `Hello` once, then `Events` after each step that has news, `Usages` when requests have ended,
+`Interval` about once a second, `EngineStats` on request.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
+from stoa.engine.usage import Interval, RequestUsage
 
 MAX_FRAME_BYTES = 256 << 20
 _LENGTH = struct.Struct("<I")
@@ -49,14 +51,20 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     kernels: str
     notice: str
     max_model_len: int
+    started_ns: int = 0  # Unix time of its first interval
+    pool_bytes: int = 0
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
     events: list[TokenEvent]
 
 
+class Usages(msgspec.Struct, frozen=True, tag="usages"):
+    usages: list[RequestUsage]
+
+
 ToEngine = GenerationRequest | Cancel | Warm | Forget | GetStats | Drain
-FromEngine = Hello | Events | EngineStats
+FromEngine = Hello | Events | Usages | Interval | EngineStats
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

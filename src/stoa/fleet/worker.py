@@ -22,9 +22,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from stoa.engine.accounting import Accounts
 from stoa.engine.config import EngineConfig
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
+from stoa.engine.usage import Interval, RequestUsage
 from stoa.errors import StoaError
 from stoa.fleet.wire import (
     Cancel,
@@ -35,6 +37,7 @@ from stoa.fleet.wire import (
     GetStats,
     Hello,
     ToEngine,
+    Usages,
     Warm,
     frame,
     read_to_engine,
@@ -51,6 +54,7 @@ class EngineLike(Protocol):
     idle: bool
     wakeup: threading.Event
     max_model_len: int
+    accounts: Accounts
 
     @property
     def has_requests(self) -> bool: ...
@@ -90,6 +94,7 @@ class Worker:
                 events += engine.step()
             if events:
                 self.send(Events(events))
+            self._report()
             if self.inbox:
                 continue
             if self.draining and not engine.has_requests:
@@ -97,7 +102,17 @@ class Worker:
             if engine.idle or not engine.has_requests:
                 engine.wakeup.wait(0.5)
                 engine.wakeup.clear()
+        self._report(final=True)
         engine.close()
+
+    def _report(self, *, final: bool = False) -> None:
+        reports = self.engine.accounts.reports(final=final)
+        usages = [r for r in reports if isinstance(r, RequestUsage)]
+        if usages:
+            self.send(Usages(usages))
+        for report in reports:
+            if isinstance(report, Interval):
+                self.send(report)
 
     def _take_inbox(self) -> list[TokenEvent]:
         failed = []
@@ -108,6 +123,7 @@ class Worker:
             except StoaError as error:
                 assert isinstance(message, GenerationRequest)
                 failed += _refusals(message, error)
+                self.send(Usages([RequestUsage(request_id=message.id, outcome="error")]))
         return failed
 
     def _handle(self, message: ToEngine) -> None:
@@ -156,6 +172,8 @@ async def serve(socket: str, engine: EngineLike) -> None:
             kernels=engine.kernels_name,
             notice=engine.notice,
             max_model_len=engine.max_model_len,
+            started_ns=engine.accounts.started_ns,
+            pool_bytes=engine.accounts.pool_bytes,
         )
     )
 

@@ -30,9 +30,11 @@ def create_app(service: Service) -> Starlette:
     routes = [
         Route("/v1/models", models.list, methods=get),
         Route("/v1/models/{id:path}", models.get, methods=get),
+        Route("/v1/models/{id:path}", adapters.delete, methods=["DELETE"]),
         Route("/v1/chat/completions", ChatEndpoint(service, metrics).endpoint, methods=post),
         Route("/v1/completions", CompletionsEndpoint(service, metrics).endpoint, methods=post),
         Route("/v1/embeddings", EmbeddingsEndpoint(service).endpoint, methods=post),
+        Route("/v1/adapters", adapters.upload, methods=post),
         Route("/v1/load_lora_adapter", adapters.load, methods=post),
         Route("/v1/unload_lora_adapter", adapters.unload, methods=post),
         Route("/health", probes.health, methods=get),
@@ -43,7 +45,7 @@ def create_app(service: Service) -> Starlette:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Edge, api_key=service.api_key)],
+        middleware=[Middleware(Edge, authority=service.authority)],
         exception_handlers={StoaError: stoa_problem, HTTPException: http_problem},
     )
     app.router.redirect_slashes = False

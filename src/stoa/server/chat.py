@@ -15,13 +15,13 @@ from stoa.engine.request import GenerationRequest, Grammar, SamplingParams
 from stoa.errors import InvalidRequest, StoaError
 from stoa.server.answers import ChatLogprobs, UsageBody, chat_logprobs, shown_logprobs, usage_body
 from stoa.server.chat_body import ChatRequest, check_chat, response_grammar
-from stoa.server.edge import note
+from stoa.server.edge import note, principal_of, project_of
 from stoa.server.generation import Generation, Piece, Usage, collect
 from stoa.server.messages import CalledFunction, ToolCall, template_messages
 from stoa.server.metrics import Metrics
 from stoa.server.params import completion_room, sampling_params, service_class
 from stoa.server.problems import error_body
-from stoa.server.service import Service
+from stoa.server.service import Service, adapter_name
 from stoa.server.tool_calls import CallDelta, CallParser, ToolFormat
 from stoa.server.tools import ToolSpec, call_grammar, chosen_tools, detect_format, needs_special_tokens
 from stoa.server.wire import DONE, EventStream, body_bytes, body_reader, json_response, sse, while_connected
@@ -107,33 +107,38 @@ class ChatEndpoint:
         body = await self._read(request, self._service.max_body_bytes)
         note(request, model=body.model, stream=bool(body.stream))
         check_chat(body, self._service)
-        adapter = await self._service.adapter(body.model)
+        adapter = await self._service.adapter(project_of(request, "model.request"), body.model)
         # Rendering and encoding a long conversation must not hold up other streams.
         ready = await self._service.lanes.run(body_bytes(request), lambda: self._prepare(body))
         answer_id = f"chatcmpl-{secrets.token_hex(16)}"
-        generation = Generation(
-            self._service.replica,
-            [
-                GenerationRequest(
-                    id=answer_id,
-                    prompt_token_ids=ready.prompt_token_ids,
-                    params=ready.params,
-                    n=body.n or 1,
-                    adapter=None if adapter is None else adapter.ref,
-                    service_class=service_class(body),
-                )
-            ],
-            self._metrics,
+        asked = GenerationRequest(
+            id=answer_id,
+            prompt_token_ids=ready.prompt_token_ids,
+            params=ready.params,
+            n=body.n or 1,
+            adapter=None if adapter is None else adapter.ref,
+            service_class=service_class(body),
         )
+        ticket = await self._service.metering.admit(
+            principal_of(request),
+            [asked],
+            model=body.model,
+            adapter=adapter_name(adapter),
+            request_id=answer_id,
+        )
+        generation = Generation(self._service.replica, ticket, self._metrics)
         try:
             if body.stream:
                 await while_connected(request.receive, generation.start())
-                return EventStream(self._stream(request, body, ready, generation, answer_id), generation)
+                stream = self._stream(request, body, ready, generation, answer_id)
+                return EventStream(stream, generation, ticket.headers)
             found = await while_connected(request.receive, collect(generation, body.n or 1))
         except InvalidRequest as error:
             raise _blame_tools(error, body) from None
         _note_usage(request, generation.usage)
-        return json_response(self._whole(body, ready, found, generation.usage, answer_id))
+        return json_response(
+            self._whole(body, ready, found, generation.usage, answer_id), headers=ticket.headers
+        )
 
     # -- the way in
 

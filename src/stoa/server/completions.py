@@ -15,7 +15,7 @@ from starlette.responses import Response
 from stoa.engine.request import GenerationRequest
 from stoa.errors import InvalidRequest, StoaError
 from stoa.server.answers import TextLogprobs, UsageBody, shown_logprobs, text_logprobs, usage_body
-from stoa.server.edge import note
+from stoa.server.edge import note, principal_of, project_of
 from stoa.server.generation import Generation, Piece, Usage, collect
 from stoa.server.metrics import Metrics
 from stoa.server.params import (
@@ -29,7 +29,7 @@ from stoa.server.params import (
 )
 from stoa.server.problems import error_body
 from stoa.server.prompts import prompt_token_ids
-from stoa.server.service import Service
+from stoa.server.service import Service, adapter_name
 from stoa.server.wire import DONE, EventStream, body_bytes, body_reader, json_response, sse, while_connected
 
 DEFAULT_MAX_TOKENS = 16
@@ -95,23 +95,33 @@ class CompletionsEndpoint:
         body = await self._read(request, self._service.max_body_bytes)
         note(request, model=body.model, stream=bool(body.stream))
         check_completion(body, self._service)
-        adapter = await self._service.adapter(body.model)
+        project_id = project_of(request, "model.request")
+        adapter = await self._service.adapter(project_id, body.model)
         answer_id = f"cmpl-{secrets.token_hex(16)}"
         requests, shown = await self._service.lanes.run(
             body_bytes(request), lambda: self._prepare(body, answer_id)
         )
         if adapter is not None:
             requests = [msgspec.structs.replace(r, adapter=adapter.ref) for r in requests]
-        generation = Generation(self._service.replica, requests, self._metrics)
+        ticket = await self._service.metering.admit(
+            principal_of(request),
+            requests,
+            model=body.model,
+            adapter=adapter_name(adapter),
+            request_id=answer_id,
+        )
+        generation = Generation(self._service.replica, ticket, self._metrics)
         if body.stream:
             await while_connected(request.receive, generation.start())
-            return EventStream(self._stream(request, body, shown, generation, answer_id), generation)
+            stream = self._stream(request, body, shown, generation, answer_id)
+            return EventStream(stream, generation, ticket.headers)
         found = await while_connected(request.receive, collect(generation, len(shown)))
         _note_usage(request, generation.usage)
         choices = [self._choice(body, piece, shown[piece.index]) for piece in found]
         usage = usage_body(generation.usage)
         return json_response(
-            Completion(answer_id, "text_completion", int(time.time()), body.model, choices, usage)
+            Completion(answer_id, "text_completion", int(time.time()), body.model, choices, usage),
+            headers=ticket.headers,
         )
 
     def _prepare(

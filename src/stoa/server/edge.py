@@ -1,8 +1,7 @@
-"""What happens to every request: an id, a key if one is asked for, a line in the log, no bare traceback."""
+"""What happens to every request: an id, a look at its key, a line in the log, no bare traceback."""
 
 from __future__ import annotations
 
-import hmac
 import re
 import secrets
 import time
@@ -13,8 +12,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stoa.errors import StoaError, Unauthorized
+from stoa.errors import PermissionDenied, StoaError
 from stoa.server.problems import problem
+from stoa.server.service import Authenticator
+from stoa.tenancy.principal import Principal
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_CLOSED = 499  # nginx's number for a client that left
@@ -27,12 +28,25 @@ def note(request: Request, **facts: Any) -> None:
     request.scope.setdefault("stoa.facts", {}).update(facts)
 
 
+def principal_of(request: Request) -> Principal:
+    """Who asks."""
+    return request.scope["stoa.principal"]  # type: ignore[no-any-return]
+
+
+def project_of(request: Request, scope: str) -> str:
+    """The project that asks. Raises PermissionDenied if there is none, or the key lacks `scope`."""
+    principal = principal_of(request)
+    if principal.project_id is None or not principal.may(scope):
+        raise PermissionDenied(f"this takes a project's key with the scope {scope}")
+    return principal.project_id
+
+
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, authority: Authenticator) -> None:
         self._app = app
-        self._api_key = api_key
+        self._authority = authority
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +66,9 @@ class Edge:
             await send(message)
 
         try:
-            self._admit(scope)
+            if scope["path"].startswith("/v1/"):
+                scope["stoa.principal"] = principal = await self._authority.authenticate(_secret(scope))
+                facts.update(project=principal.project_id, key=principal.key_id)
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             facts["client_left"] = True
@@ -66,16 +82,6 @@ class Edge:
         finally:
             self._log(scope, status, request_id, time.perf_counter() - started, facts)
 
-    def _admit(self, scope: Scope) -> None:
-        """Raises Unauthorized unless the path is open or the key is right."""
-        if self._api_key is None or not scope["path"].startswith("/v1/"):
-            return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized("You didn't provide an API key; send the header Authorization: Bearer KEY")
-        if not hmac.compare_digest(key.strip().encode("latin-1"), self._api_key.encode()):
-            raise Unauthorized("Incorrect API key provided")
-
     def _log(self, scope: Scope, status: int, request_id: str, seconds: float, facts: dict[str, Any]) -> None:
         write = log.debug if scope["path"] in _QUIET and status < 400 else log.info
         write(
@@ -87,3 +93,9 @@ class Edge:
             request_id=request_id,
             **facts,
         )
+
+
+def _secret(scope: Scope) -> str | None:
+    """What stands behind "Bearer"; None if nothing does."""
+    scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+    return (secret.strip() or None) if scheme.lower() == "bearer" else None

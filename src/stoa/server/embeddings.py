@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stoa.engine.request import AdapterRef, GenerationRequest
+from stoa.engine.request import GenerationRequest
 from stoa.errors import ContextLengthExceeded, EngineUnavailable
-from stoa.server.edge import note
+from stoa.server.edge import note, principal_of, project_of
 from stoa.server.params import out_of_range
 from stoa.server.problems import event_error
 from stoa.server.prompts import prompt_token_ids
-from stoa.server.service import Service
+from stoa.server.service import Service, adapter_name
 from stoa.server.wire import body_bytes, body_reader, close, json_response, while_connected
 
 _AT_ONCE = 32  # inputs of one request in the engine, so that one request does not fill the queue
@@ -64,14 +64,27 @@ class EmbeddingsEndpoint:
             raise out_of_range("encoding_format", body.encoding_format, "float, base64")
         if body.dimensions is not None and body.dimensions < 1:
             raise out_of_range("dimensions", body.dimensions, "1 or above")
-        adapter = await self._service.adapter(body.model)
+        adapter = await self._service.adapter(project_of(request, "model.request"), body.model)
         prompts = await self._service.lanes.run(body_bytes(request), lambda: self._prompts(body))
-        work = self._embed(prompts, None if adapter is None else adapter.ref)
-        vectors = await while_connected(request.receive, work)
+        group_id = f"embd-{secrets.token_hex(16)}"
+        ref = None if adapter is None else adapter.ref
+        requests = [
+            GenerationRequest(id=f"{group_id}-{i}", prompt_token_ids=p, adapter=ref, pooling="mean")
+            for i, p in enumerate(prompts)
+        ]
+        ticket = await self._service.metering.admit(
+            principal_of(request), requests, model=body.model, adapter=adapter_name(adapter),
+            endpoint="embeddings", request_id=group_id,
+        )  # fmt: skip
+        try:
+            vectors = await while_connected(request.receive, self._embed(ticket.requests))
+        finally:
+            ticket.close()
         data = [Embedding(i, _shown(v, body)) for i, v in enumerate(vectors)]
         tokens = sum(map(len, prompts))
         note(request, prompt_tokens=tokens)
-        return json_response(EmbeddingList(data, body.model, EmbeddingUsage(tokens, tokens)))
+        usage = EmbeddingUsage(tokens, tokens)
+        return json_response(EmbeddingList(data, body.model, usage), headers=ticket.headers)
 
     def _prompts(self, body: EmbeddingRequest) -> list[list[int]]:
         limit = self._service.replica.max_model_len
@@ -85,16 +98,15 @@ class EmbeddingsEndpoint:
             )
         return prompts
 
-    async def _embed(self, prompts: list[list[int]], adapter: AdapterRef | None) -> list[Vector]:
+    async def _embed(self, requests: list[GenerationRequest]) -> list[Vector]:
         """All or none: the first error cancels the others."""
         gate = asyncio.Semaphore(min(_AT_ONCE, self._service.max_queue))
-        group_id = f"embd-{secrets.token_hex(16)}"
 
-        async def one(i: int, prompt: list[int]) -> Vector:
+        async def one(asked: GenerationRequest) -> Vector:
             async with gate:
-                return await self._embed_one(f"{group_id}-{i}", prompt, adapter)
+                return await self._embed_one(asked)
 
-        tasks = [asyncio.ensure_future(one(i, p)) for i, p in enumerate(prompts)]
+        tasks = [asyncio.ensure_future(one(asked)) for asked in requests]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -102,10 +114,8 @@ class EmbeddingsEndpoint:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _embed_one(self, request_id: str, prompt: list[int], adapter: AdapterRef | None) -> Vector:
-        stream = self._service.replica.generate(
-            GenerationRequest(id=request_id, prompt_token_ids=prompt, adapter=adapter, pooling="mean")
-        )
+    async def _embed_one(self, asked: GenerationRequest) -> Vector:
+        stream = self._service.replica.generate(asked)
         try:
             async for batch in stream:
                 for event in batch:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from stoa.engine.request import GenerationRequest, TokenEvent, TokenLogprob
+from stoa.engine.request import TokenEvent, TokenLogprob
 from stoa.errors import EngineUnavailable
 from stoa.server.metrics import Metrics
 from stoa.server.problems import event_error
-from stoa.server.service import Replica
+from stoa.server.service import Replica, Ticket
 from stoa.server.wire import close
 
 
@@ -43,7 +43,9 @@ class Generation:
     one for a choice; errors of the engine are raised. Close in any case: that cancels what still runs.
     """
 
-    def __init__(self, replica: Replica, requests: Sequence[GenerationRequest], metrics: Metrics) -> None:
+    def __init__(self, replica: Replica, ticket: Ticket, metrics: Metrics) -> None:
+        requests = ticket.requests
+        self.ticket = ticket
         self.usage = Usage(prompt_tokens=sum(len(r.prompt_token_ids) for r in requests))
         self.n = requests[0].n
         self._offsets = {r.id: i * r.n for i, r in enumerate(requests)}
@@ -74,7 +76,10 @@ class Generation:
         return await self._next()
 
     async def close(self) -> None:
-        await close(self._events)
+        try:
+            await close(self._events)
+        finally:
+            self.ticket.close()
 
     async def _next(self) -> list[Piece]:
         try:

@@ -87,10 +87,10 @@ class Metrics:
         return Response(own + generate_latest(_Once(found)), media_type=CONTENT_TYPE_LATEST)
 
     async def _names(self, stats: EngineStats) -> dict[str, str]:
-        """Adapter id -> name, for people and routers."""
+        """Adapter id -> name, for people and routers. What projects call their own is nobody else's business."""
         if not stats.running_adapters and not stats.waiting_adapters:
             return {}
-        entries = await asyncio.to_thread(self._service.registry.list)
+        entries = await asyncio.to_thread(self._service.adapters.public.list)
         return {entry.id: entry.name for entry in entries}
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:

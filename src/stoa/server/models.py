@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stoa.server.edge import project_of
 from stoa.server.service import Service
 from stoa.server.wire import json_response
 
@@ -54,23 +55,26 @@ class ModelsEndpoint:
         self._service = service
 
     async def list(self, request: Request) -> Response:
-        entries = await asyncio.to_thread(self._service.registry.list)
-        return json_response(ModelList([self._base(), *map(self._card, entries)]))
+        project_id = project_of(request, "model.read")
+        entries = await asyncio.to_thread(self._service.adapters.list, project_id)
+        return json_response(ModelList([self._base(), *(adapter_card(e, self._service) for e in entries)]))
 
     async def get(self, request: Request) -> Response:
         name = request.path_params["id"]
-        entry = await self._service.adapter(name)
+        entry = await self._service.adapter(project_of(request, "model.read"), name)
         if entry is None:
             return json_response(self._base())
-        return json_response(msgspec.structs.replace(self._card(entry), id=name))
+        return json_response(msgspec.structs.replace(adapter_card(entry, self._service), id=name))
 
     def _base(self) -> ModelCard:
-        return self._make(self._service.model_id, self._service.created, self._service.model_id, None)
+        service = self._service
+        return _card(service, service.model_id, service.created, service.model_id, None)
 
-    def _card(self, entry: AdapterEntry) -> ModelCard:
-        root = f"{entry.name}@{entry.version}"
-        return self._make(entry.name, entry.created, root, self._service.model_id)
 
-    def _make(self, name: str, created: int, root: str, parent: str | None) -> ModelCard:
-        permission = ModelPermission(f"modelperm-{name}", created)
-        return ModelCard(name, created, root, parent, self._service.replica.max_model_len, [permission])
+def adapter_card(entry: AdapterEntry, service: Service) -> ModelCard:
+    return _card(service, entry.name, entry.created, f"{entry.name}@{entry.version}", service.model_id)
+
+
+def _card(service: Service, name: str, created: int, root: str, parent: str | None) -> ModelCard:
+    permission = ModelPermission(f"modelperm-{name}", created)
+    return ModelCard(name, created, root, parent, service.replica.max_model_len, [permission])

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 import stoa
-from stoa.server.adapters import LoadAdapter, UnloadAdapter
+from stoa.server.adapters import LoadAdapter, ModelDeleted, UnloadAdapter
 from stoa.server.chat import ChatChunk, ChatCompletion
 from stoa.server.chat_body import ChatRequest
 from stoa.server.completions import Completion, CompletionRequest
@@ -44,7 +44,9 @@ OPERATIONS = (
     ),
     Operation("post", "/v1/completions", "Continue a text", CompletionRequest, Completion, Completion),
     Operation("post", "/v1/embeddings", "Texts as vectors", EmbeddingRequest, EmbeddingList),
-    Operation("post", "/v1/load_lora_adapter", "Give a PEFT folder a model name", LoadAdapter),
+    Operation("delete", "/v1/models/{id}", "Forget an adapter of the project", answer=ModelDeleted),
+    Operation("post", "/v1/adapters", "Send an adapter: multipart name, config, weights", answer=ModelCard),
+    Operation("post", "/v1/load_lora_adapter", "Give a PEFT folder of the server a model name", LoadAdapter),
     Operation("post", "/v1/unload_lora_adapter", "Forget an adapter", UnloadAdapter),
     Operation("get", "/health", "Is the process alive?"),
     Operation("get", "/ready", "May traffic come? 503 until the engine is up, and while the service drains"),
@@ -68,7 +70,7 @@ def openapi(service: Service) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": components},
     }
-    if service.api_key is not None:
+    if service.keys_wanted:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document

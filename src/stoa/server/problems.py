@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from http import HTTPStatus
 
@@ -11,7 +12,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stoa.engine.request import TokenEvent
-from stoa.errors import EngineUnavailable, InvalidRequest, QueueFull, StoaError, Unauthorized
+from stoa.errors import (
+    DatabaseUnavailable,
+    EngineUnavailable,
+    InvalidRequest,
+    QueueFull,
+    RateLimited,
+    StoaError,
+    Unauthorized,
+)
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -32,9 +41,9 @@ def error_body(error: StoaError) -> bytes:
 def problem(error: StoaError) -> Response:
     """The response that an error becomes."""
     headers = {}
-    if isinstance(error, QueueFull):
-        headers["Retry-After"] = str(max(1, error.retry_after_s))
-    elif isinstance(error, EngineUnavailable):
+    if isinstance(error, QueueFull | RateLimited):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, EngineUnavailable | DatabaseUnavailable):
         headers["Retry-After"] = "1"
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

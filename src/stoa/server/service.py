@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -18,7 +18,12 @@ T = TypeVar("T")
 _LONG_CHARS = 100_000
 
 if TYPE_CHECKING:
-    from stoa.engine.adapters.registry import AdapterEntry, AdapterRegistry
+    from stoa.economics.records import Endpoint
+    from stoa.engine.adapters.registry import AdapterEntry
+    from stoa.storage.database import Database
+    from stoa.tenancy.adapters import ProjectAdapters
+    from stoa.tenancy.office import Office
+    from stoa.tenancy.principal import Principal
 
 
 class Replica(Protocol):
@@ -45,6 +50,43 @@ class Replica(Protocol):
     async def forget(self, adapter_id: str) -> None: ...
 
 
+class Authenticator(Protocol):
+    """Implemented by `tenancy.authority.Authority` and the tests' fake."""
+
+    async def authenticate(self, secret: str | None) -> Principal:
+        """Raises Unauthorized, DatabaseUnavailable."""
+        ...
+
+
+class Metering(Protocol):
+    """Implemented by `tenancy.metering.Metering` and the tests' fake."""
+
+    async def admit(
+        self,
+        principal: Principal,
+        requests: Sequence[GenerationRequest],
+        *,
+        model: str,
+        adapter: str = "",
+        endpoint: Endpoint = "completions",
+        request_id: str,
+    ) -> Ticket:
+        """Raises PermissionDenied, RateLimited, QuotaExceeded, RequestTooLarge, DatabaseUnavailable."""
+        ...
+
+
+class Ticket(Protocol):
+    """What `Metering.admit` gives. Close it when nothing more is sent to the engine."""
+
+    @property
+    def requests(self) -> list[GenerationRequest]: ...
+
+    @property
+    def headers(self) -> dict[str, str]: ...
+
+    def close(self) -> None: ...
+
+
 class Lanes:
     """Threads for rendering and encoding prompts. Long ones queue in a lane of their own, so that they hold up
     neither short ones nor anything else."""
@@ -66,23 +108,32 @@ class Service:
     model_id: str
     replica: Replica
     tokenizer: Tokenizer
-    registry: AdapterRegistry  # reads the disk, so it is asked in a thread
+    adapters: ProjectAdapters  # reads the disk, so it is asked in a thread
+    authority: Authenticator
+    metering: Metering
+    office: Office | None = None  # for administrators; None: no such endpoints
+    database: Database | None = None
     vocab_size: int  # number of logits: the tokenizer's may be smaller
     max_body_bytes: int = 8 << 20
     max_queue: int = 1024  # requests that the replica takes at once
     max_choices: int = 128  # n, times the prompts of one request
     max_inputs: int = 2048  # texts in one embedding request
     max_lora: int = 64  # adapters that one step can hold, for routers
-    api_key: str | None = None  # asked of /v1/* if given
+    keys_wanted: bool = False  # does /v1/* ask for a key?
     lanes: Lanes = field(default_factory=Lanes)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def adapter(self, name: str) -> AdapterEntry | None:
-        """The adapter that a request's `model` means; None for the base model. Raises ModelNotFound."""
+    async def adapter(self, project_id: str, name: str) -> AdapterEntry | None:
+        """The adapter that `model` means in a request of the project; None for the base model. Raises ModelNotFound."""
         if name == self.model_id:
             return None
         try:
-            return await asyncio.to_thread(self.registry.get, name)
+            return await asyncio.to_thread(self.adapters.get, project_id, name)
         except ModelNotFound:
             message = f"The model `{name[:200]}` does not exist; GET /v1/models lists those that do"
             raise ModelNotFound(message, param="model") from None
+
+
+def adapter_name(entry: AdapterEntry | None) -> str:
+    """name@version, as usage records have it; "" for the base model."""
+    return "" if entry is None else f"{entry.name}@{entry.version}"

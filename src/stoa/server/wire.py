@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -21,8 +21,8 @@ DONE = b"data: [DONE]\n\n"
 _BODY_S = 60
 
 
-def json_response(value: Any, status: int = 200) -> Response:
-    return Response(encode(value), status, media_type="application/json")
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encode(value), status, headers, media_type="application/json")
 
 
 def sse(value: Any) -> bytes:
@@ -96,8 +96,8 @@ class EventStream(Response):
     """Server-sent events. Each item of `chunks` is sent as it comes and may hold several events; `chunks` and
     what it reads from are closed in any case, also when the client leaves before the first."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], source: Closing) -> None:
-        super().__init__(None, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, chunks: AsyncIterator[bytes], source: Closing, headers: Mapping[str, str]) -> None:
+        super().__init__(None, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self.headers["content-type"] = "text/event-stream; charset=utf-8"
         self._chunks = chunks

@@ -31,6 +31,22 @@ class ProjectOwned:
     project_id: Mapped[str] = mapped_column(String(64), index=True)
 
 
+class OrganizationOwned(ProjectOwned):
+    """A row of a project or, where `project_id` is NULL, of the whole organization. No project's scope sees
+    the latter."""
+
+    organization_id: Mapped[str] = mapped_column(String(64), index=True)
+    project_id: Mapped[str | None] = mapped_column(  # type: ignore[assignment]
+        String(64), index=True, nullable=True
+    )
+
+
+class ProjectItself:
+    """The table of projects: in a project's scope, the one row of that `id`."""
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
 def new_id(prefix: str) -> str:
     """proj_…, key_…, svc_acct_…: 24 random hex digits."""
     return f"{prefix}_{secrets.token_hex(12)}"

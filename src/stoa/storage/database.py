@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
-from sqlalchemy import event
+from sqlalchemy import Connection, NullPool, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm.exc import StaleDataError
 
-from stoa.errors import ConfigError, DatabaseUnavailable
+from stoa.errors import ConfigError, Conflict, DatabaseUnavailable
 from stoa.storage.scope import Scope, ScopedSession, set_scope
 
 log = structlog.get_logger()
@@ -22,6 +24,11 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgres": "postgresql+asyncpg",
 }
+# Classes of SQLSTATE by which PostgreSQL says that it cannot serve now: connection, no resources, operator's
+# intervention, system error, login refused, no such database; and a standby that takes no writes, and a deadlock.
+_UNAVAILABLE = ("08", "53", "57", "58", "28", "3D", "25006", "40P01")
+_SQLITE_ERROR = 1  # the statement is wrong, or speaks of a table that is not there: a bug, not an outage
+_COMMAND_TIMEOUT_S = 30.0
 
 
 def database_url(url: str, home: Path) -> str:
@@ -30,7 +37,7 @@ def database_url(url: str, home: Path) -> str:
         return f"sqlite+aiosqlite:///{home / 'stoa.db'}"
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ConfigError(
             "db is not a URL; accepted: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME", param="db"
         ) from None
@@ -39,22 +46,24 @@ def database_url(url: str, home: Path) -> str:
         raise ConfigError(
             f"db speaks of {parsed.get_backend_name()!r}; accepted: sqlite, postgresql", param="db"
         )
+    if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
+        raise ConfigError("db names no file; accepted: sqlite:///FILE", param="db")
     return parsed.set(drivername=driver).render_as_string(hide_password=False)
 
 
 class Database:
     """One per process. `healthy` tells whether the last transaction reached the database."""
 
-    def __init__(self, url: str) -> None:
-        """`url` as `database_url` gives it. Nothing is opened yet."""
+    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+        """`url` as `database_url` gives it. `timeout_s`: the wait for a lock (SQLite) or for a connection
+        (PostgreSQL). Nothing is opened yet."""
         self.url = url
         self.healthy = True
-        self._engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        if url.startswith("sqlite"):
-            event.listen(self._engine.sync_engine, "connect", _set_up_sqlite)
-        self._sessions = async_sessionmaker(
-            self._engine, sync_session_class=ScopedSession, expire_on_commit=False
-        )
+        self._timeout_s = timeout_s
+        self._engine = self._open(command_timeout_s=_COMMAND_TIMEOUT_S, pool_pre_ping=not self.is_sqlite)
+        # The same pool; on SQLite its transactions take no lock.
+        self._reading = self._engine.execution_options(stoa_read_only=True)
+        self._sessions = async_sessionmaker(sync_session_class=ScopedSession, expire_on_commit=False)
 
     @property
     def is_sqlite(self) -> bool:
@@ -62,24 +71,65 @@ class Database:
 
     @asynccontextmanager
     async def begin(self, scope: Scope | None = None) -> AsyncIterator[AsyncSession]:
-        """One transaction: committed at the end, rolled back on any error. Raises DatabaseUnavailable if the
-        database cannot be reached or written to."""
+        """One transaction: committed at the end, rolled back on any error. On SQLite it holds the one write lock
+        from its first statement on, so what it has read is still true when it writes.
+
+        Raises DatabaseUnavailable if the database cannot be reached or written to, Conflict if a row with a
+        version was changed by somebody else meanwhile.
+        """
+        async with self._transaction(self._engine, scope, read_only=False) as session:
+            yield session
+
+    @asynccontextmanager
+    async def read(self, scope: Scope | None = None) -> AsyncIterator[AsyncSession]:
+        """As `begin`, for reading only: waits for no writer. Raises DatabaseUnavailable."""
+        async with self._transaction(self._reading, scope, read_only=True) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _transaction(
+        self, engine: AsyncEngine, scope: Scope | None, *, read_only: bool
+    ) -> AsyncIterator[AsyncSession]:
         try:
-            async with self._sessions() as session:
-                set_scope(session.sync_session, scope)
+            async with self._sessions(bind=engine) as session:
+                set_scope(session.sync_session, scope, read_only=read_only)
                 async with session.begin():
                     yield session
             self.healthy = True
-        except (OperationalError, InterfaceError, OSError) as error:
-            self._lost(error)
-        except DBAPIError as error:
-            if error.connection_invalidated:
+        except StaleDataError:
+            raise Conflict("somebody else has changed this meanwhile; read it again") from None
+        except Exception as error:
+            if _is_outage(error):
                 self._lost(error)
             raise
 
-    def _lost(self, error: Exception) -> None:
+    async def run(self, work: Callable[[Connection], None]) -> None:
+        """`work` in one transaction on a connection of its own, with no limit of time and outside any scope: for
+        migrations. Raises DatabaseUnavailable."""
+        engine = self._open(command_timeout_s=None, poolclass=NullPool)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(work)
+        except Exception as error:
+            if _is_outage(error):
+                self._lost(error)
+            raise
+        finally:
+            await engine.dispose()
+
+    def _open(self, *, command_timeout_s: float | None, **more: Any) -> AsyncEngine:
+        arguments: dict[str, Any] = {"timeout": self._timeout_s}
+        if not self.is_sqlite:
+            arguments["command_timeout"] = command_timeout_s
+        engine = create_async_engine(self.url, connect_args=arguments, **more)
+        if self.is_sqlite:
+            event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+            event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+
+    def _lost(self, error: Exception) -> NoReturn:
         if self.healthy:
-            log.error("the database cannot be used", error=str(error).splitlines()[0])
+            log.error("the database cannot be used", error=(str(error).splitlines() or [repr(error)])[0])
         self.healthy = False
         raise DatabaseUnavailable("the database cannot be used at the moment; try again later") from error
 
@@ -90,8 +140,32 @@ class Database:
             log.warning("closing the database failed", error=str(error))
 
 
+def _is_outage(error: Exception) -> bool:
+    """Whether the database is to blame, and not the statement. Drivers raise OSError when they cannot connect,
+    and their own errors, which carry `sqlstate`, before SQLAlchemy wraps them."""
+    if isinstance(error, OSError | PoolTimeout):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if (code := getattr(cause, "sqlite_errorcode", None)) is not None:
+        return isinstance(error, OperationalError) and code & 0xFF != _SQLITE_ERROR
+    if state := getattr(cause, "sqlstate", None):
+        return str(state).startswith(_UNAVAILABLE)
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(getattr(cause, "__cause__", None), ValueError):
+        return False  # asyncpg's word for an argument that does not fit its column
+    return isinstance(error, OperationalError | InterfaceError)
+
+
 def _set_up_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # BEGIN comes from `_begin_sqlite`, not from the driver's guess
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A transaction that reads first and writes later would fail if another wrote in between: lock at once."""
+    read_only = connection.get_execution_options().get("stoa_read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

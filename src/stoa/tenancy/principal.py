@@ -44,6 +44,7 @@ class Principal:
     key_limits: Limits = field(default_factory=Limits)
     project_limits: Limits = field(default_factory=Limits)
     budget: Budget | None = None
+    organization_budget: Budget | None = None  # over all its projects together
 
     @property
     def is_admin(self) -> bool:

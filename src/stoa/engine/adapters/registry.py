@@ -50,10 +50,12 @@ class AdapterEntry:
     modules: int  # how many it adapts
     nbytes: int  # of its tensors
     created: int  # Unix seconds
+    owner: str = ""  # whose it is; "": everybody's
 
     @property
     def ref(self) -> AdapterRef:
-        return AdapterRef(id=self.id, path=str(self.path))
+        """Two owners of the same content share nothing in the engine: how fast it answers tells neither of the other."""
+        return AdapterRef(id=f"{self.owner}:{self.id}" if self.owner else self.id, path=str(self.path))
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,14 @@ class AdapterRegistry:
         max_rank: int,
         *,
         reserved: Collection[str] = (),
+        owner: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`reserved` names belong to others, e.g. the base model. `root` is made when first written to."""
+        """`owner` is written into entries. `reserved` names belong to others, e.g. the base model. `root` is made
+        when first written to."""
         self.root = Path(root)
         self.max_rank = max_rank
+        self._owner = owner
         self._model = model
         self._base = _fingerprint(model)
         self._reserved = frozenset(reserved)
@@ -141,12 +146,12 @@ class AdapterRegistry:
         self.root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.root))
         try:
-            _copy(Path(folder), work, self._max_bytes())
+            _copy(Path(folder), work, self.max_bytes)
             spec = _read_copy(work, Path(folder), self._model, self.max_rank)
             _write_atomically(work / _FACTS_FILE, _dump(self._facts(spec)))
             version = spec.id[:12]
             self._publish(name, version, work, replace)
-            entry = _make_entry(name, self.root / name / version, self._facts(spec))
+            entry = _make_entry(name, self.root / name / version, self._facts(spec), self._owner)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return entry
@@ -195,7 +200,8 @@ class AdapterRegistry:
 
     # -- inside
 
-    def _max_bytes(self) -> int:
+    @property
+    def max_bytes(self) -> int:
         """Of a weights file: all linear layers at the largest rank in fp64, and a header."""
         shapes = self._model.linear_shapes().values()
         per_rank = self._model.num_layers * sum(map(sum, shapes))
@@ -277,7 +283,7 @@ class AdapterRegistry:
         try:
             if facts.base != self._base or facts.rank > self.max_rank:
                 facts = self._facts(read_adapter(path, self._model, max_rank=self.max_rank), facts.created)
-            known = _make_entry(name, path, facts)
+            known = _make_entry(name, path, facts, self._owner)
         except InvalidAdapter as error:
             known = error
         self._known[name, version] = known
@@ -292,7 +298,7 @@ class AdapterRegistry:
             facts = self._facts(read_adapter(path, self._model, max_rank=self.max_rank), files=files)
             seen.parent.mkdir(parents=True, exist_ok=True)
             _write_atomically(seen, _dump(facts))
-        return _make_entry(path.name, path, facts)
+        return _make_entry(path.name, path, facts, self._owner)
 
     def _facts(self, spec: AdapterSpec, created: int | None = None, files: Any = None) -> _Facts:
         return _Facts(
@@ -316,7 +322,7 @@ def _fingerprint(model: ModelConfig) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def _make_entry(name: str, path: Path, facts: _Facts) -> AdapterEntry:
+def _make_entry(name: str, path: Path, facts: _Facts, owner: str) -> AdapterEntry:
     return AdapterEntry(
         name=name,
         version=facts.id[:12],
@@ -326,6 +332,7 @@ def _make_entry(name: str, path: Path, facts: _Facts) -> AdapterEntry:
         modules=facts.modules,
         nbytes=facts.nbytes,
         created=facts.created,
+        owner=owner,
     )
 
 

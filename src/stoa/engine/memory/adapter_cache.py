@@ -9,10 +9,13 @@ delays nobody but its own requests. An adapter is known by the hash of its conte
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from stoa.engine.kernels.interface import Kernels, Linear, LoraPair, PackedAdapter
 from stoa.engine.memory.pool import PagePool
@@ -30,6 +33,7 @@ class HostAdapter:
     pairs: list[list[LoraPair | None]]
     host_bytes: int
     pool_bytes: int
+    read_ns: int  # how long reading and checking took
 
 
 @dataclass
@@ -41,8 +45,9 @@ class Resident:
     pins: int = 0
     last_use: int = 0
     packed: PackedAdapter | None = None
-    laying_out: Future[PackedAdapter] | None = None
+    laying_out: Future[tuple[PackedAdapter, int]] | None = None
     forgotten: bool = False
+    load_ns: int = 0  # reading and laying out, until somebody has been charged for it
 
 
 class AdapterCache:
@@ -129,9 +134,21 @@ class AdapterCache:
         """The pinned adapter, or None while it is still being laid out."""
         resident = self._resident[adapter_id]
         if resident.packed is None and resident.laying_out is not None and resident.laying_out.done():
-            resident.packed = resident.laying_out.result()
+            resident.packed, took_ns = resident.laying_out.result()
+            resident.load_ns += took_ns
             resident.laying_out = None
         return resident.packed
+
+    def share_of(self, adapter_id: str) -> float:
+        """Pool bytes of a pinned adapter, divided by the number of its pins."""
+        resident = self._resident[adapter_id]
+        return resident.num_pages * self.pool.page_bytes / resident.pins
+
+    def take_load_ns(self, adapter_id: str) -> int:
+        """What bringing the adapter here took, for the one who is charged for it; 0 afterwards."""
+        resident = self._resident[adapter_id]
+        load_ns, resident.load_ns = resident.load_ns, 0
+        return load_ns
 
     def unpin(self, adapter_id: str, clock: int) -> None:
         resident = self._resident[adapter_id]
@@ -228,17 +245,24 @@ class AdapterCache:
         if first is None:
             return None
         dst = self.pool.run_bytes(first, host.pool_bytes)
-        future = self._threads.submit(self.kernels.pack_adapter, self.linears, host.pairs, dst)
+        future = self._threads.submit(self._lay_out, host, dst)
         future.add_done_callback(lambda _: self.wakeup.set())
-        resident = Resident(first, pages, laying_out=future)
+        resident = Resident(first, pages, laying_out=future, load_ns=host.read_ns)
+        host.read_ns = 0  # from now on it is in memory
         self._resident[adapter_id] = resident
         return resident
+
+    def _lay_out(self, host: HostAdapter, dst: Tensor) -> tuple[PackedAdapter, int]:
+        started = time.perf_counter_ns()
+        packed = self.kernels.pack_adapter(self.linears, host.pairs, dst)
+        return packed, time.perf_counter_ns() - started
 
     def _drop(self, adapter_id: str) -> None:
         resident = self._resident.pop(adapter_id)
         self.pool.give_back(resident.first_page, resident.num_pages)
 
     def _read(self, ref: AdapterRef) -> HostAdapter:
+        started = time.perf_counter_ns()
         try:
             pairs = self.read(ref)
         except StoaError:
@@ -248,4 +272,5 @@ class AdapterCache:
         nested = [[pairs.get(key) for key in group] for group in self.keys]
         ranks = [[p.a.shape[0] if p else 0 for p in group] for group in nested]
         size = sum(p.a.nbytes + p.b.nbytes for p in pairs.values())
-        return HostAdapter(nested, size, self.kernels.adapter_nbytes(self.linears, ranks))
+        pool_bytes = self.kernels.adapter_nbytes(self.linears, ranks)
+        return HostAdapter(nested, size, pool_bytes, time.perf_counter_ns() - started)

@@ -50,6 +50,10 @@ class BlockTable:
     def num_cached(self) -> int:
         return len(self._cached)
 
+    def share_of(self, pages: Sequence[int]) -> float:
+        """Pages, each divided by the number of its holders."""
+        return sum(1 / self._refs[page] for page in pages)
+
     def take(self) -> int | None:
         """A fresh page with one holder, or None when no page is free."""
         page = self.pool.take_page()

@@ -76,11 +76,6 @@ class Decoder:
         """Bytes of packed linear weights that one decode step must read."""
         return sum(linear.nbytes for linear in self.linears)
 
-    @property
-    def head_rows(self) -> float:
-        """What the output head costs a row, in passes through the layers."""
-        return self.lm_head.nbytes / (self.weight_bytes - self.lm_head.nbytes)
-
     def module_keys(self) -> list[list[tuple[int, str]]]:
         """(layer, module) of each part of each of `linears`: where an adapter's pairs go."""
         keys = [[(i, m) for m in group] for i in range(self.config.num_layers) for group in GROUPS]

@@ -1,0 +1,1 @@
+"""Alembic's folder: what `storage/migrate.py` runs."""

@@ -84,8 +84,9 @@ def test_off_is_first_come_first_served() -> None:
     assert shares.over() == frozenset()
 
 
-def test_a_project_is_over_only_while_others_are_near() -> None:
-    """Alone it may have everything; beside another, clearly more than half is too much; later it is forgotten."""
+def test_a_project_is_over_only_beside_a_light_one() -> None:
+    """Alone it may have everything; beside another, clearly more than half is too much, unless that one has had
+    more waiting than is served for a while; later it is forgotten."""
     clock = Clock()
     shares = FairShares(clock=clock)
     waiting(shares, "flood")
@@ -93,6 +94,12 @@ def test_a_project_is_over_only_while_others_are_near() -> None:
     assert shares.over() == frozenset()
     waiting(shares, "steady")
     shares.charge("steady", 30.0)
+    assert shares.over() == {"flood"}
+    clock.now = 3.0
+    assert shares.over() == frozenset()
+    shares.admitted("steady")
+    assert shares.over() == {"flood"}
+    shares.wait("steady")
     assert shares.over() == {"flood"}
     shares.charge("steady", 60.0)
     assert shares.over() == frozenset()

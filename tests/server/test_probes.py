@@ -97,7 +97,8 @@ async def test_the_description(http: httpx.AsyncClient) -> None:
 
     assert all(r.rpartition("/")[2] in schemas for r in references(document))
     app = http._transport.app  # type: ignore[attr-defined]
-    assert {r.path.replace(":path", "") for r in app.routes} == {o.path for o in OPERATIONS}
+    own = {o.path for o in OPERATIONS if not o.path.startswith("/v1/organization/")}  # this service has no office
+    assert {r.path.replace(":path", "") for r in app.routes} == own
     page = (await http.get("/docs")).text
     assert all(o.path in page for o in OPERATIONS)
     assert "http://" not in page.replace("http://HOST:PORT", "")

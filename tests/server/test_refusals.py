@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from stoa.server import Service
 from tests.server.conftest import http_client, make_service
-from tests.server.fakes import FakeReplica
+from tests.server.fakes import FakeAuthority, FakeReplica
 
 CHAT = {"model": "org/base", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "org/base", "prompt": "hi"}
@@ -242,7 +242,7 @@ async def test_faults_of_our_own(http: httpx.AsyncClient, replica: FakeReplica, 
 
 async def test_keys(replica: FakeReplica) -> None:
     """With a key set, /v1/* wants it; probes and metrics stay open."""
-    service: Service = make_service(replica, api_key="sésame")
+    service: Service = make_service(replica, authority=FakeAuthority("sésame"))
     async with http_client(service) as http:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}):
             response = await http.get("/v1/models", headers=header)

@@ -82,11 +82,11 @@ def remove(
     if url:
         print(_post(url, "/v1/unload_lora_adapter", {"lora_name": name} | _whose(project, public)))
         return
-    registry = _adapters(model, home).of(None if public else project)
-    path = registry.get(name).path
-    if not path.is_relative_to(registry.root):
-        raise InvalidRequest(f"{name} is served in place from {path}; it goes when that folder goes")
-    registry.remove(name)
+    adapters = _adapters(model, home)
+    entry = adapters.public.get(name) if public else adapters.get(project, name)
+    if not entry.path.is_relative_to(adapters.root):
+        raise InvalidRequest(f"{name} is served in place from {entry.path}; it goes when that folder goes")
+    adapters.of(None if public else project).remove(name)
     print(f"removed {name}")
 
 

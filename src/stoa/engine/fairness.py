@@ -9,8 +9,9 @@ Two projects that both wait never differ by more than what one admission and one
 A request's prompt is charged when it is admitted, as expected, and corrected as its steps are measured.
 
 Counters say who comes next; they do not keep a step short. A project that has had clearly more than its share of the
-last seconds while others were there is `over`: what it may add to a step is bounded, so that the next request of
-somebody else finds the engine soon. With nobody else around, no project is over.
+last seconds is `over` while a light one is around, which asks for less than it could have: what the first may add to a
+step is bounded, so that the next request of the second finds the engine soon. Projects that all have more waiting than
+can be served share long steps, which are the efficient ones.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MEMORY_WEIGHT = (
 )
 _MEMORY_S = 10.0  # how long the recent past is
 _CLEARLY = 1.1  # times the fair share
+_LIGHT_S = 2.0  # a project is light that had nothing waiting so lately
 _MAX_IDLE = 10_000  # projects remembered after they left
 
 
@@ -49,6 +51,7 @@ class _Project:
     recent: float = 0.0  # unweighted, decayed
     as_of_s: float = 0.0  # when `recent` was brought up to date
     seen_s: float = -math.inf  # last time it had something live
+    clear_s: float = -math.inf  # last time it had nothing waiting, if it has now
     live: int = 0
 
 
@@ -83,10 +86,12 @@ class FairShares:
 
     def wait(self, project: str, *, new: bool = True) -> None:
         """One more sequence waits for admission; not `new`: it ran before and was preempted."""
-        if new and not self._waiting[project]:
+        mine = self._projects[project]
+        if not self._waiting[project]:
+            mine.clear_s = self.clock()
             others = [self._projects[p].served for p, n in self._waiting.items() if n]
-            mine = self._projects[project]
-            mine.served = max(mine.served, min(others, default=self._floor))
+            if new:
+                mine.served = max(mine.served, min(others, default=self._floor))
         self._waiting[project] += 1
 
     def admitted(self, project: str) -> None:
@@ -124,16 +129,18 @@ class FairShares:
             yield seq
 
     def over(self) -> frozenset[str]:
-        """Projects that have had clearly more than their share lately, while others were there."""
+        """Projects that have had clearly more than their share lately, while a light one is around."""
         if not self.enabled:
             return frozenset()
         now = self.clock()
         near = {p: s for p, s in self._projects.items() if s.live or now - s.seen_s < _MEMORY_S}
         if len(near) < 2:
             return frozenset()
+        light = {p for p, s in near.items() if not self._waiting[p] or now - s.clear_s < _LIGHT_S}
         recent = {p: self._recent(s) for p, s in near.items()}
         total, weights = sum(recent.values()), sum(s.weight for s in near.values())
-        return frozenset(p for p, s in near.items() if recent[p] * weights > _CLEARLY * s.weight * total)
+        much = (p for p, s in near.items() if recent[p] * weights > _CLEARLY * s.weight * total)
+        return frozenset(p for p in much if light - {p})
 
     # -- inside
 

@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from stoa.errors import StoaError
+from stoa.server import organization
 from stoa.server.adapters import AdaptersEndpoint
 from stoa.server.chat import ChatEndpoint
 from stoa.server.completions import CompletionsEndpoint
@@ -37,6 +38,7 @@ def create_app(service: Service) -> Starlette:
         Route("/v1/adapters", adapters.upload, methods=post),
         Route("/v1/load_lora_adapter", adapters.load, methods=post),
         Route("/v1/unload_lora_adapter", adapters.unload, methods=post),
+        *organization.routes(service),
         Route("/health", probes.health, methods=get),
         Route("/ready", probes.ready, methods=get),
         Route("/metrics", metrics.endpoint, methods=get),

@@ -98,4 +98,6 @@ class Edge:
 def _secret(scope: Scope) -> str | None:
     """What stands behind "Bearer"; None if nothing does."""
     scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
-    return (secret.strip() or None) if scheme.lower() == "bearer" else None
+    if scheme.lower() != "bearer" or not secret.strip():
+        return None
+    return secret.strip().encode("latin-1").decode("utf-8", "replace")  # headers are bytes, keys may be any text

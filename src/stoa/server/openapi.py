@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 import stoa
+from stoa.server import organization
 from stoa.server.adapters import LoadAdapter, ModelDeleted, UnloadAdapter
 from stoa.server.chat import ChatChunk, ChatCompletion
 from stoa.server.chat_body import ChatRequest
@@ -48,6 +50,7 @@ OPERATIONS = (
     Operation("post", "/v1/adapters", "Send an adapter: multipart name, config, weights", answer=ModelCard),
     Operation("post", "/v1/load_lora_adapter", "Give a PEFT folder of the server a model name", LoadAdapter),
     Operation("post", "/v1/unload_lora_adapter", "Forget an adapter", UnloadAdapter),
+    *(Operation(e.method, e.path, e.summary, e.body, e.answer) for e in organization.OPERATIONS),
     Operation("get", "/health", "Is the process alive?"),
     Operation("get", "/ready", "May traffic come? 503 until the engine is up, and while the service drains"),
     Operation("get", "/metrics", "Prometheus metrics"),
@@ -90,8 +93,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.body is not None:
         content = {"application/json": _schema(operation.body)}
         found["requestBody"] = {"required": True, "content": content}
-    if "{id}" in operation.path:
-        found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    names = re.findall(r"\{(\w+)\}", operation.path)
+    if names:
+        found["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
     return found
 
 

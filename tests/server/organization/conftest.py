@@ -75,7 +75,7 @@ class House:
 
 @pytest.fixture
 async def house(database: Database) -> AsyncIterator[House]:
-    clock = ManualClock()
+    clock = ManualClock(2_000_000_000)  # after the defaults were made
     authority = Authority(database, clock=clock, write_uses_s=3600.0)
     office = open_office(database, clock=clock, changed=authority.invalidate)
     other = await office.organizations.create("other", actor="cli")

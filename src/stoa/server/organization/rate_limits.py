@@ -6,7 +6,7 @@ limit away: what was read can be written back. Beyond OpenAI's fields: `max_conc
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import msgspec
 
@@ -38,19 +38,26 @@ class RateLimitList(ObjectList[RateLimitObject], frozen=True):
     pass
 
 
+class _Said(TypedDict):
+    """In the words of `tenancy.limits`."""
+
+    requests_per_minute: int | Keep | None
+    tokens_per_minute: int | Keep | None
+    concurrent_requests: int | Keep | None
+
+
 class UpdateRateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_requests_per_1_minute: Count = msgspec.UNSET
     max_tokens_per_1_minute: Count = msgspec.UNSET
     max_concurrent_requests: Count = msgspec.UNSET
     version: int | None = None
 
-    def said(self) -> dict[str, int | Keep | None]:
-        """In the words of `tenancy.limits`."""
-        return {
-            "requests_per_minute": _limit(self.max_requests_per_1_minute),
-            "tokens_per_minute": _limit(self.max_tokens_per_1_minute),
-            "concurrent_requests": _limit(self.max_concurrent_requests),
-        }
+    def said(self) -> _Said:
+        return _Said(
+            requests_per_minute=_limit(self.max_requests_per_1_minute),
+            tokens_per_minute=_limit(self.max_tokens_per_1_minute),
+            concurrent_requests=_limit(self.max_concurrent_requests),
+        )
 
 
 class RateLimitQuery(ListQuery, frozen=True, forbid_unknown_fields=True):
@@ -87,15 +94,21 @@ async def update(ask: Ask) -> RateLimitObject:
 def rate_limit(owner_id: str, found: SetLimits) -> RateLimitObject:
     """`owner_id`: the project, or the key."""
     limits = found.limits
-    shown = [
-        NO_LIMIT if limit is None else limit
-        for limit in (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests)
-    ]
-    return RateLimitObject(_id(owner_id), *shown, version=found.version)
+    return RateLimitObject(
+        id=_id(owner_id),
+        max_requests_per_1_minute=_shown(limits.requests_per_minute),
+        max_tokens_per_1_minute=_shown(limits.tokens_per_minute),
+        max_concurrent_requests=_shown(limits.concurrent_requests),
+        version=found.version,
+    )
 
 
 def _id(owner_id: str) -> str:
     return f"rl_{owner_id}"
+
+
+def _shown(limit: int | None) -> int:
+    return NO_LIMIT if limit is None else limit
 
 
 def _limit(value: Count) -> int | Keep | None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the peers' environments under the folder given: PEERS/vllm, PEERS/peft and PEERS/llama.cpp.
+# Makes the peers' environments under the folder given: PEERS/vllm, PEERS/peft, PEERS/litellm and PEERS/llama.cpp.
 # llama.cpp is built for this processor (prebuilt ones lack AVX-512 and AMX), from the sources that
 # llama-cpp-python carries; it needs a C++ compiler. What is there already is kept.
 set -euo pipefail
@@ -11,6 +11,9 @@ python3 -m venv "$peers/vllm"
 "$peers/vllm/bin/pip" uninstall -q -y torchvision torchaudio torchcodec # with them the import fails
 python3 -m venv "$peers/peft"
 "$peers/peft/bin/pip" install -q torch==2.13.0 transformers peft
+
+python3 -m venv "$peers/litellm"
+"$peers/litellm/bin/pip" install -q 'litellm[proxy]'
 
 llama=$peers/llama.cpp
 python3 -m venv "$llama"

@@ -50,7 +50,8 @@ async def test_rows_come_in_chunks(filled: Database) -> None:
 
 async def test_csv(filled: Database, tmp_path: Path) -> None:
     """A header and a line per row; what is nobody's is empty."""
-    path = tmp_path / "ledger.csv"
+    path = tmp_path / "files" / "ledger.csv"
+    path.parent.mkdir()
     assert await write_csv(filled, "ledger", EVERY_PROJECT, T0, T0 + 10, path) == 3
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
@@ -58,7 +59,7 @@ async def test_csv(filled: Database, tmp_path: Path) -> None:
     assert [(r["project_id"], r["amount_nanos"]) for r in found] == [
         (p, str(1 << 60)) for p in ("a", "", "b")
     ]
-    assert os.listdir(tmp_path) == ["ledger.csv"]
+    assert os.listdir(path.parent) == ["ledger.csv"]
 
 
 async def test_a_project_exports_its_own(filled: Database) -> None:

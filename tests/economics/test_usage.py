@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.testing import capture_logs
 
 from stoa.economics import spill as spill_files
 from stoa.economics.accounts import Account
@@ -29,8 +30,7 @@ def record(n: int, project: str = "p", **more: object) -> UsageRecord:
         request_id=f"r{n}",
         project_id=project,
         key_id=None,
-        model="m",
-        **(fields | more),  # type: ignore[arg-type]
+        **({"model": "m"} | fields | more),  # type: ignore[arg-type]
     )
 
 
@@ -182,7 +182,7 @@ async def test_too_many_records_go_to_disk(database: Database, tmp_path: Path) -
 async def test_a_full_disk_loses_nothing(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither database nor disk: `close` says so and keeps the records; it may be called again."""
+    """Neither database nor disk: `close` and the log say how many, and the records are kept; it may be called again."""
     switch = Switch(database)
     switch.on = False
     usage = writer(switch, tmp_path)
@@ -194,8 +194,10 @@ async def test_a_full_disk_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(spill_files.os, "fsync", full)
-        with pytest.raises(DatabaseUnavailable, match="1 usage records"):
+        with capture_logs() as logs, pytest.raises(DatabaseUnavailable, match="1 usage records"):
             await usage.close(patience_s=0.02)
+    (lost,) = [line for line in logs if line["log_level"] == "critical"]
+    assert (lost["event"], lost["count"]) == ("usage records are lost if this process ends now", 1)
     assert (usage.pending, list((tmp_path / "spill").iterdir())) == (1, [])
     switch.on = True
     await usage.close()
@@ -213,6 +215,14 @@ async def test_a_record_that_no_database_takes_does_not_hold_up_others(
     assert await count(database) == 4
     (path,) = list((tmp_path / "spill" / "refused").iterdir())
     assert [r["request_id"] for r in spill_raw(path)] == ["r3"]
+
+
+def test_a_file_holds_whatever_a_record_says(tmp_path: Path) -> None:
+    """Numbers of any size and text that is not Unicode spoil neither the file nor the records beside them."""
+    odd = [record(1, cost_nanos=1 << 70, kv_byte_ms=-(1 << 64), model="m\ud800"), record(2)]
+    found = read_spill(write_spill(tmp_path, odd))
+    assert (found[0].cost_nanos, found[0].kv_byte_ms, found[0].model) == (1 << 70, -(1 << 64), "m\\ud800")
+    assert found[1] == odd[1]
 
 
 def spill_raw(path: Path) -> list[dict[str, object]]:

@@ -136,6 +136,18 @@ async def test_a_locked_database_is_unavailable(tmp_path: Path, sqlite_template:
     await database.close()
 
 
+async def test_a_new_file_that_somebody_holds_is_waited_for(tmp_path: Path) -> None:
+    """SQLite itself does not wait when the first switch to WAL finds the file locked."""
+    other = sqlite3.connect(tmp_path / "new.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.get_running_loop().call_later(0.1, other.execute, "COMMIT")
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}")
+    async with database.begin(EVERY_PROJECT) as session:
+        assert (await session.execute(text("PRAGMA journal_mode"))).scalar_one() == "wal"
+    await database.close()
+    other.close()
+
+
 async def test_a_full_disk_is_unavailable(tmp_path: Path, sqlite_template: Path) -> None:
     """What was begun is taken back."""
     file = tmp_path / "stoa.db"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import JSON, Connection, inspect, text
 
 from stoa.errors import DatabaseUnavailable
 from stoa.storage.base import Base
@@ -70,6 +70,8 @@ def _value(column: Any) -> Any:
     if column.foreign_keys:
         (key,) = column.foreign_keys
         return "default" if key.column.table.name in ("organizations", "projects") else "row"
+    if isinstance(column.type, JSON):
+        return {"row": 7}
     kind = column.type.python_type
     return (
         {"id": "row"}.get(column.name, "row") if kind is str else kind(7) if kind in (int, float) else kind()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from stoa.cli import key, tenant
@@ -32,9 +34,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.chdir(tmp_path)
-    return Shell(tmp_path / "home")
+    yield Shell(tmp_path / "home")
+    structlog.reset_defaults()  # the commands log to the runner's stderr, which is gone
 
 
 def test_a_tenant_from_nothing(shell: Shell) -> None:

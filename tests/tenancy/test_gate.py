@@ -67,7 +67,7 @@ def principal(
 
 
 def open_gate(clock: ManualClock, ledger: Ledger | None = None, **more: Any) -> Gate:
-    meters = more.pop("meters", None) or MemoryMeters(clock)
+    meters = more.pop("meters") if "meters" in more else MemoryMeters(clock)
     spent = (ledger or Ledger()).spent
     return Gate(
         meters, estimate=lambda prompt, completion: prompt + 2 * completion, spent=spent, clock=clock, **more
@@ -210,7 +210,7 @@ async def test_a_spent_budget_refuses(clock: ManualClock) -> None:
 async def test_a_month_begins_anew(clock: ManualClock) -> None:
     """In UTC, by itself; a total does not. What was admitted in the old month is charged to it."""
     ledger = Ledger()
-    gate = open_gate(clock, ledger)
+    gate = open_gate(clock, ledger, lease_s=300)
     monthly, total = (principal(budget=Budget(p, 30)) for p in ("month", "total"))  # type: ignore[arg-type]
     late = await enter(gate, monthly)
     await enter(gate, total)

@@ -27,7 +27,7 @@ class FakeEngine:
     def __init__(self, config: EngineConfig) -> None:
         if cores := os.environ.get(CORES):
             os.sched_setaffinity(0, map(int, cores.split(",")))
-        self.idle = True
+        self.idle = False  # it never waits to be woken, but sleeps
         self.wakeup = threading.Event()
         self.accounts = Accounts(pool_bytes=1 << 30)
         self._delay_s = float(os.environ.get(DELAY_MS, "0")) / 1000

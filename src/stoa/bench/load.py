@@ -37,16 +37,19 @@ def post(host: str, path: str, body: bytes, key: str | None) -> bytes:
 async def run_load(
     port: int, request: bytes, *, connections: int, seconds: float, warm_s: float = 1.0
 ) -> Load:
-    """Each connection sends its next request when it has its answer. The first `warm_s` do not count."""
+    """Each connection sends its next request when it has its answer. In the first `warm_s`, which do not count, they
+    begin one after the other."""
     load = Load()
     begin = time.perf_counter() + warm_s
     end = begin + seconds
-    await asyncio.gather(*(_connection(port, request, begin, end, load) for _ in range(connections)))
+    first = [i / connections * warm_s for i in range(connections)]  # not all at once, ever after
+    await asyncio.gather(*(_connection(port, request, at, begin, end, load) for at in first))
     load.wall_s = seconds
     return load
 
 
-async def _connection(port: int, request: bytes, begin: float, end: float, load: Load) -> None:
+async def _connection(port: int, request: bytes, wait_s: float, begin: float, end: float, load: Load) -> None:
+    await asyncio.sleep(wait_s)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while (started := time.perf_counter()) < end:

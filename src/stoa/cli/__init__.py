@@ -10,6 +10,7 @@ import typer
 from stoa import __version__
 from stoa.cli import adapter, bench, chat, costs, doctor, key, price, serve, tenant
 from stoa.errors import StoaError
+from stoa.telemetry import configure_logging
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("serve")(serve.serve)
@@ -34,6 +35,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """One base model, many tenants, each with its own LoRA adapters."""
+    configure_logging("warning")  # to stderr: what commands print is for other programs
 
 
 def main() -> None:

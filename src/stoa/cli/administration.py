@@ -34,9 +34,11 @@ def with_office(home: str | None, db: str | None, work: Callable[[Office], Await
     """`work` on the database, whose schema is brought to date first. A running server notices within seconds."""
     from stoa.storage.database import Database, database_url
     from stoa.storage.migrate import upgrade
+    from stoa.telemetry import configure_logging
     from stoa.tenancy.office import open_office
 
     settings = load_settings({key: value for key, value in (("home", home), ("db", db)) if value is not None})
+    configure_logging("warning", settings.log_format)
     url = database_url(getattr(settings, "db", ""), settings.home_path)
 
     async def run() -> T:

@@ -111,7 +111,7 @@ def fairness(
 def gateway(
     connections: Annotated[int, typer.Option(help="requests at once")] = 200,
     seconds: Annotated[float, typer.Option(help="of each run")] = 10.0,
-    delay_ms: Annotated[float, typer.Option(help="what the engine that computes nothing takes")] = 200.0,
+    delay_ms: Annotated[float, typer.Option(help="what the engine that computes nothing takes")] = 500.0,
     db: Annotated[str, typer.Option(help="database; default: SQLite in a temporary folder")] = "",
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:

@@ -82,7 +82,10 @@ def serve(
     flags = {k: v for k, v in locals().items() if k != "config"}
     settings = load_settings(flags, file=config)
     listener = _bind(settings)
-    asyncio.run(_serve(settings, listener))
+    import uvloop  # with the rest that only serving needs
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener))
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:

@@ -29,9 +29,7 @@ from stoa.errors import InvalidPrice
 from stoa.storage.database import Database
 
 DEFAULT_MACHINE = "default"
-DEFAULT_CORE_HOUR_NANOS = (
-    50_000_000  # 0.05 USD: about what clouds take for one core and its memory, on demand
-)
+DEFAULT_CORE_HOUR_NANOS = 50_000_000  # 0.05 USD: assumed, and to be replaced; not any provider's price
 _ITEMS = (
     (re.compile(r"machine:[A-Za-z0-9._-]{1,128}"), "hour"),
     (re.compile(r"energy"), "kWh"),

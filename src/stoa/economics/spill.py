@@ -26,7 +26,7 @@ def write_spill(folder: Path, records: Sequence[UsageRecord]) -> Path:
     beside = path.with_suffix(".tmp")
     try:
         with beside.open("xb") as file:
-            file.write(msgspec.msgpack.encode(records))
+            file.write(_encode(records))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -44,13 +44,29 @@ def list_spills(folder: Path) -> list[Path]:
 def read_spill(path: Path) -> list[UsageRecord]:
     """Empty for a file that is gone (another process has replayed it) or cannot be read (it is put aside)."""
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=list[UsageRecord])
+        return msgspec.msgpack.decode(path.read_bytes(), type=list[UsageRecord], strict=False)
     except FileNotFoundError:
         return []
     except (msgspec.MsgspecError, ValueError) as error:
         log.error("a file of usage records is damaged", path=str(path), error=str(error))
         path.replace(path.with_suffix(".bad"))
         return []
+
+
+def _encode(records: Sequence[UsageRecord]) -> bytes:
+    """Whatever is in them: a number beyond 64 bits goes as its digits, which `read_spill` takes for a number, and
+    what UTF-8 cannot say as escapes."""
+    try:
+        return msgspec.msgpack.encode(records)
+    except (OverflowError, UnicodeError):
+        plain = [{k: _plain(v) for k, v in msgspec.structs.asdict(record).items()} for record in records]
+        return msgspec.msgpack.encode(plain)
+
+
+def _plain(value: int | str | None) -> int | str | None:
+    if isinstance(value, int):
+        return value if value.bit_length() < 64 else str(value)
+    return None if value is None else value.encode("utf-8", "backslashreplace").decode()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -72,12 +72,14 @@ class UsageWriter:
 
     async def close(self, patience_s: float = 10.0) -> None:
         """Writes the rest to the database, or else to the spill folder. While neither takes them it tries again,
-        for `patience_s`; then raises DatabaseUnavailable, and the records are still here for another `close`."""
+        for `patience_s`; then logs how many there are and raises DatabaseUnavailable. They are still here for
+        another `close`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
         await self._stop(patience_s)
         while not (await self._flush_within(patience_s) or await self._save()):
             if loop.time() >= deadline:
+                log.critical("usage records are lost if this process ends now", count=len(self._pending))
                 raise DatabaseUnavailable(
                     f"{len(self._pending)} usage records fit neither into the database nor into {self._spill}"
                 )
@@ -158,7 +160,7 @@ class UsageWriter:
         try:
             async with self._database.begin(EVERY_PROJECT) as session:
                 await insert_new(session, self._database.is_sqlite, records)
-        except (DBAPIError, OverflowError) as error:
+        except (DBAPIError, OverflowError, UnicodeError) as error:
             if not _is_refusal(error):
                 raise
             if len(records) > 1:
@@ -206,7 +208,7 @@ async def insert_new(session: AsyncSession, is_sqlite: bool, records: Sequence[U
 
 def _is_refusal(error: Exception) -> bool:
     """The values are at fault, not the database: SQLSTATE classes 22 (data) and 23 (constraints)."""
-    if isinstance(error, (DataError, IntegrityError, OverflowError)):
+    if isinstance(error, (DataError, IntegrityError, OverflowError, UnicodeError)):
         return True
     cause = getattr(error, "orig", None)
     if isinstance(getattr(cause, "__cause__", None), ValueError):

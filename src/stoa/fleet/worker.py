@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import msgspec
+import uvloop
 
 from stoa.engine.accounting import Accounts
 from stoa.engine.config import EngineConfig
@@ -226,7 +227,8 @@ def main() -> None:
         print(STARTUP_ERROR + json.dumps(facts), file=sys.stderr)
         sys.exit(3)
     with contextlib.suppress(ConnectionError, FileNotFoundError):  # the gateway went away meanwhile
-        asyncio.run(serve(args.socket, engine))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(args.socket, engine))
 
 
 if __name__ == "__main__":

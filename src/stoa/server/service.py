@@ -15,6 +15,7 @@ from stoa.engine.tokenizer import Tokenizer
 from stoa.errors import ModelNotFound
 
 T = TypeVar("T")
+_SHORT_CHARS = 4_000  # take less time than a change of thread
 _LONG_CHARS = 100_000
 
 if TYPE_CHECKING:
@@ -88,16 +89,18 @@ class Ticket(Protocol):
 
 
 class Lanes:
-    """Threads for rendering and encoding prompts. Long ones queue in a lane of their own, so that they hold up
-    neither short ones nor anything else."""
+    """Threads for rendering and encoding prompts, unless they are short. Long ones queue in a lane of their own, so
+    that they hold up neither others nor anything else."""
 
     def __init__(self) -> None:
-        self._short = ThreadPoolExecutor(4, thread_name_prefix="prompts")
+        self._usual = ThreadPoolExecutor(4, thread_name_prefix="prompts")
         self._long = ThreadPoolExecutor(1, thread_name_prefix="long-prompts")
 
     async def run(self, size: int, work: Callable[[], T]) -> T:
         """`size`: characters of the prompt, about."""
-        lane = self._long if size > _LONG_CHARS else self._short
+        if size <= _SHORT_CHARS:
+            return work()
+        lane = self._long if size > _LONG_CHARS else self._usual
         return await asyncio.get_running_loop().run_in_executor(lane, work)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ _DRIVERS = {
 _UNAVAILABLE = ("08", "53", "57", "58", "28", "3D", "25006", "40P01")
 _SQLITE_ERROR = 1  # the statement is wrong, or speaks of a table that is not there: a bug, not an outage
 _COMMAND_TIMEOUT_S = 30.0
+_WAL_WAITS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0)  # between tries to switch to WAL
 
 
 def database_url(url: str, home: Path) -> str:
@@ -160,9 +163,25 @@ def _is_outage(error: Exception) -> bool:
 def _set_up_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # BEGIN comes from `_begin_sqlite`, not from the driver's guess
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    _switch_to_wal(connection, cursor)
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _switch_to_wal(connection: Any, cursor: Any) -> None:
+    """The first switch of a new file needs it alone, and SQLite does not wait for that: where several start together,
+    all but one are told at once that it is locked."""
+    for wait_s in _WAL_WAITS_S:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            connection.run_async(lambda _, wait_s=wait_s: asyncio.sleep(wait_s))
+        else:
+            return
+    cursor.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -54,7 +54,7 @@ def set_scope(session: Session, scope: Scope | None, *, read_only: bool = False)
 
 @event.listens_for(ScopedSession, "do_orm_execute")
 def _confine(state: ORMExecuteState) -> None:
-    statement = state.statement
+    statement: Any = state.statement
     if isinstance(statement, Insert | Update | Delete) and state.session.info.get(_READ_ONLY):
         raise OutOfScope("a session for reading writes")
     elements = list(visitors.iterate(statement))
@@ -70,14 +70,15 @@ def _confine(state: ORMExecuteState) -> None:
     _check_classes(statement, confined)
     if isinstance(statement, Insert | Update | Delete):
         _check_target(statement, elements, confined)
-    if isinstance(statement, Insert | Update) and statement.table.name in confined:
+    if isinstance(statement, Insert | Update) and _table_name(statement.table) in confined:
         _check_values(state, project_id)
     if not isinstance(statement, Insert):
         _add_criteria(state, project_id)
 
 
 def _add_criteria(state: ORMExecuteState, project_id: str) -> None:
-    state.statement = state.statement.options(  # type: ignore[attr-defined]
+    statement: Any = state.statement
+    state.statement = statement.options(
         with_loader_criteria(ProjectOwned, lambda cls: cls.project_id == project_id, include_aliases=True),
         with_loader_criteria(ProjectItself, lambda cls: cls.id == project_id, include_aliases=True),
     )

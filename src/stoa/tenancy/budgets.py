@@ -225,7 +225,7 @@ def _checked(
     return said
 
 
-def _owned(organization_id: str, project_id: str | None) -> Select[tuple[tables.SpendAlert]]:
+def _owned(organization_id: str, project_id: str | None) -> Select[Any]:
     row = tables.SpendAlert
     project = row.project_id == project_id if project_id is not None else row.project_id.is_(None)
     return select(row).where(row.organization_id == organization_id, project)
@@ -235,7 +235,7 @@ async def _get_alert(
     session: AsyncSession, organization_id: str, project_id: str | None, alert_id: str
 ) -> tables.SpendAlert:
     query = _owned(organization_id, project_id).where(tables.SpendAlert.id == alert_id)
-    row = await session.scalar(query)
+    row: tables.SpendAlert | None = await session.scalar(query)
     if row is None:
         raise NotFound(f"no spend alert {alert_id!r}", param="alert_id")
     return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from stoa.errors import Conflict, InvalidRequest
@@ -88,7 +88,9 @@ def check_url(url: object, param: str = "webhook_url") -> str | None:
 
 def check_recipients(recipients: object) -> list[str]:
     """Addresses for mail: at most 50."""
-    found = [] if recipients is None else list(recipients) if isinstance(recipients, list | tuple) else [None]
+    found: list[Any] = [None]
+    if recipients is None or isinstance(recipients, list | tuple):
+        found = list(recipients or ())
     if len(found) > 50 or not all(_is_address(r) for r in found):
         raise InvalidRequest("recipients must be at most 50 addresses, each NAME@HOST", param="recipients")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from stoa.tenancy import tables
@@ -58,12 +58,12 @@ async def read_keys(session: AsyncSession, hashes: Collection[str]) -> dict[str,
     rows = list((await session.execute(query)).all())
     budgets = await _read_budgets(session, [row[0] for row in rows])
     found: dict[str, KeyFacts] = {}
-    for row in rows:
-        facts = _facts(row, budgets)
-        if row[0].secret_sha256 in hashes:
-            found[row[0].secret_sha256] = facts
-        if (old := row[0].previous_sha256) is not None and old in hashes:
-            ends = [t for t in (facts.good_until, row[0].previous_until) if t is not None]
+    for one, its_project, key_limits, project_limits in rows:
+        facts = _facts(one, its_project, key_limits, project_limits, budgets)
+        if one.secret_sha256 in hashes:
+            found[one.secret_sha256] = facts
+        if (old := one.previous_sha256) is not None and old in hashes:
+            ends = [t for t in (facts.good_until, one.previous_until) if t is not None]
             found[old] = KeyFacts(facts.principal, facts.service_account_id, min(ends))
     return found
 
@@ -79,8 +79,13 @@ async def read_project(session: AsyncSession, project_id: str) -> KeyFacts | Non
     return KeyFacts(who)
 
 
-def _facts(row: Row[Any], budgets: _Budgets) -> KeyFacts:
-    key, project, key_limits, project_limits = row
+def _facts(
+    key: tables.ApiKey,
+    project: tables.Project | None,
+    key_limits: tables.KeyLimits | None,
+    project_limits: tables.ProjectLimits | None,
+    budgets: _Budgets,
+) -> KeyFacts:
     scopes, limits = frozenset(key.scopes), limits_of(key_limits)
     who = _principal(key.organization_id, project, project_limits, budgets, key.id, scopes, limits)
     return KeyFacts(who, key.service_account_id, key.expires_at)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from stoa.errors import Conflict, InvalidRequest, NotFound
@@ -100,7 +100,7 @@ class Keys:
     ) -> Page[ApiKey]:
         """Also keys that have expired. Raises InvalidRequest, NotFound."""
         row = tables.ApiKey
-        where = [row.revoked_at.is_(None)]
+        where: list[ColumnElement[bool]] = [row.revoked_at.is_(None)]
         if service_account_id is not None:
             where.append(row.service_account_id == service_account_id)
         async with self._desk.look() as session:

@@ -68,11 +68,11 @@ class Projects:
         async with self._desk.look() as session:
             return _project(await get_project(session, organization_id, project_id))
 
-    async def ids(self, organization_id: str) -> list[str]:
+    async def ids(self, organization_id: str) -> tuple[str, ...]:
         """Of all, archived ones too."""
         query = select(tables.Project.id).where(tables.Project.organization_id == organization_id)
         async with self._desk.look() as session:
-            return list(await session.scalars(query))
+            return tuple(await session.scalars(query))
 
     async def find(self, organization_id: str, name_or_id: str) -> Project:
         """For people at a terminal: by id, or by the name of the one active project that has it.

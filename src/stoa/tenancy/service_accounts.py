@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -150,10 +151,10 @@ class ServiceAccounts:
 
 async def _get(session: AsyncSession, project_id: str, account_id: str) -> tables.ServiceAccount:
     row = tables.ServiceAccount
-    query: Select[tuple[tables.ServiceAccount]] = select(row).where(
+    query: Select[Any] = select(row).where(
         row.id == account_id, row.project_id == project_id, row.deleted_at.is_(None)
     )
-    found = await session.scalar(query)
+    found: tables.ServiceAccount | None = await session.scalar(query)
     if found is None:
         raise NotFound(f"no service account {account_id!r}", param="service_account_id")
     return found

@@ -117,6 +117,17 @@ async def test_a_changed_limit_holds_at_once(meters: Meters) -> None:
     assert (await refused(meters, tokens(1, per_minute=300))).used == 700
 
 
+async def test_another_limit_counts_from_when_it_is_asked_with(meters: Meters, clock: ManualClock) -> None:
+    """Not for the time before; a refusal counts as asking, the settlement of an older request does not."""
+    hold = await taken(meters, tokens(600))
+    clock.pass_s(30)
+    assert (await refused(meters, tokens(1, per_minute=60))).used == 300
+    clock.pass_s(30)
+    await meters.settle(hold, {"p/tokens": 600})
+    clock.pass_s(30)
+    assert (await refused(meters, tokens(1, per_minute=60))).used == 240
+
+
 async def test_a_gauge_counts_holders(meters: Meters) -> None:
     """As many as the limit at once; each settlement makes room for one."""
     gauge = Gauge("p/running", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,18 @@ def some_meters(dice: random.Random) -> list[Meter]:
     return [meter for meter in wanted if dice.random() < 0.8]
 
 
+@pytest.fixture
+async def far(redis_url: str, clock: ManualClock, tmp_path: Path) -> AsyncIterator[RedisMeters]:
+    meters = RedisMeters(redis_url, f"far{tmp_path.name}", clock=clock)
+    yield meters
+    await meters.close()
+
+
 @pytest.mark.parametrize("seed", range(8))
-async def test_the_server_and_this_process_agree(redis_url: str, clock: ManualClock, seed: int) -> None:
+async def test_the_server_and_this_process_agree(far: RedisMeters, clock: ManualClock, seed: int) -> None:
     """To the last digit, over random traffic with crashes, renewals and changed limits."""
     dice = random.Random(seed)
-    near, far = MemoryMeters(clock), RedisMeters(redis_url, f"agree{seed}{id(clock)}", clock=clock)
+    near = MemoryMeters(clock)
     running: list[tuple[Hold, Hold]] = []
     for _ in range(150):
         clock.pass_s(dice.choice([0, 0.001, 0.3, 2, 9]))
@@ -54,7 +62,6 @@ async def test_the_server_and_this_process_agree(redis_url: str, clock: ManualCl
         else:
             await near.renew([a for a, _ in running], lease_s=20)
             await far.renew([b for _, b in running], lease_s=20)
-    await far.close()
 
 
 async def test_gateways_share_one_count(redis_url: str, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ Names are "ORGANIZATION/…/WHAT". All meters of one reservation belong to one o
 
 A rate is a bucket. It is kept as the amount in it that has not flowed off yet (0: the whole limit is there), and
 `per_minute` flows off each minute. Whatever flows off is taken from all reservations in proportion, so a late
-settlement gives back only that part of the unused that is still in the bucket: nothing comes back twice. Hence, for
+settlement gives back only that part of the unused that is still in the bucket: nothing comes back twice. Another
+limit counts from the first reservation that asks with it, let in or not. Hence, for
 any stretch of w seconds, what the requests admitted in it use is at most limit x (1 + w / 60), plus what answers
 grew beyond their reservations.
 """

@@ -38,10 +38,9 @@ class _Bucket:
     used: int = 0
     share: float = 1.0
 
-    def flow(self, now_ms: int, per_minute: int) -> None:
-        """To now. Another limit than last time counts from last time on."""
-        self.per_minute = per_minute
-        gone = (now_ms - self.at_ms) * per_minute
+    def flow(self, now_ms: int) -> None:
+        """To now, at the limit of last time."""
+        gone = (now_ms - self.at_ms) * self.per_minute
         if gone > 0 and self.used > 0:
             left = self.used - gone
             self.share = self.share * (left / self.used) if left > 0 else 0.0
@@ -151,6 +150,7 @@ class MemoryMeters:
         """None: there is room."""
         if isinstance(meter, Rate):
             bucket = self._bucket(meter, now_ms)
+            bucket.per_minute = meter.per_minute
             if bucket.used + meter.take * TOKEN <= meter.per_minute * TOKEN:
                 return None
             return Refused(meter, -(-bucket.used // TOKEN), never=meter.take > meter.per_minute)
@@ -232,7 +232,7 @@ class MemoryMeters:
         bucket = self._buckets.get(rate.name)
         if bucket is None:
             bucket = self._buckets[rate.name] = _Bucket(now_ms, now_ms, rate.per_minute)
-        bucket.flow(now_ms, rate.per_minute)
+        bucket.flow(now_ms)
         return bucket
 
     def _purse(self, name: str) -> _Purse:
@@ -258,8 +258,7 @@ class MemoryMeters:
             self._settled.discard(self._settled_order.popleft()[1])
         for _ in range(min(5, len(self._buckets))):
             name, bucket = self._buckets.popitem(last=False)
-            bucket.flow(now_ms, bucket.per_minute)
-            if bucket.used:
+            if bucket.used > (now_ms - bucket.at_ms) * bucket.per_minute:
                 self._buckets[name] = bucket  # looked at again when its turn comes
         for _ in range(min(2, len(self._purses))):
             name, purse = self._purses.popitem(last=False)

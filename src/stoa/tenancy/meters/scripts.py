@@ -1,6 +1,6 @@
 """What Redis does at one moment each. The same arithmetic as `memory.py`, in Lua.
 
-Keys: of a rate one hash (used, at, era, share), of a gauge one sorted set (hold → end of lease in ms), of a budget a
+Keys: of a rate one hash (used, at, era, share, limit), of a gauge one sorted set (hold → end of lease in ms), of a budget a
 hash (spent, held, h:HOLD → amount) and a sorted set like a gauge's. Amounts of money travel as digits and are
 added by HINCRBY, in 64-bit whole numbers; comparisons are in doubles, exact up to nine million dollars.
 """
@@ -20,9 +20,10 @@ end
 
 local function digits(n) return string.format('%.0f', n) end
 
--- {used, at, era, share} as of now
-local function flow(key, per_minute)
-  local got = redis.call('HMGET', key, 'used', 'at', 'era', 'share')
+-- {used, at, era, share, limit} as of now, at the limit of last time
+local function flow(key, limit)
+  local got = redis.call('HMGET', key, 'used', 'at', 'era', 'share', 'limit')
+  local per_minute = tonumber(got[5] or limit)
   local used, at = tonumber(got[1] or '0'), tonumber(got[2] or digits(now))
   local era, share = tonumber(got[3] or digits(now)), tonumber(got[4] or '1')
   local gone = (now - at) * per_minute
@@ -32,15 +33,15 @@ local function flow(key, per_minute)
     used = math.max(0, left)
   end
   if used == 0 or share < FADED then era, share = math.max(now, era), 1 end
-  return {used, math.max(now, at), era, share}
+  return {used, math.max(now, at), era, share, per_minute}
 end
 
 -- the key goes when the bucket is full again
-local function keep(key, per_minute, b)
+local function keep(key, b)
   if b[1] <= 0 then redis.call('DEL', key) return end
   redis.call('HSET', key, 'used', digits(b[1]), 'at', digits(b[2]), 'era', digits(b[3]),
-             'share', string.format('%.17g', b[4]))
-  local empty_ms = per_minute > 0 and b[1] / per_minute or 60000
+             'share', string.format('%.17g', b[4]), 'limit', digits(b[5]))
+  local empty_ms = b[5] > 0 and b[1] / b[5] or 60000
   redis.call('PEXPIRE', key, digits(math.ceil(empty_ms) + 1000))
 end
 
@@ -94,7 +95,7 @@ local function look(i, kind, limit, take)
   local key, leases = KEYS[2 * i - 1], KEYS[2 * i]
   if kind == 'rate' then
     local b = flow(key, limit)
-    buckets[i] = b
+    buckets[i], b[5] = b, limit
     if b[1] + take * TOKEN > limit * TOKEN then refuse(i, take > limit and 'never' or 'full') end
     if limit > 0 then wait_ms = math.max(wait_ms, math.ceil((b[1] + (take - limit) * TOKEN) / limit)) end
   elseif kind == 'gauge' then
@@ -113,12 +114,17 @@ local function take_it(i, kind, limit, take)
   local key, leases = KEYS[2 * i - 1], KEYS[2 * i]
   if kind == 'rate' then
     buckets[i][1] = buckets[i][1] + take * TOKEN
-    keep(key, limit, buckets[i])
+    keep(key, buckets[i])
   elseif kind == 'gauge' then
     lend_gauge(key, id, until_ms)
   else
     lend(key, leases, id, ARGV[3 * i + 3], until_ms)
   end
+end
+
+-- another limit counts from now on, so what has flowed off is written down for a refusal too
+local function note(i, kind)
+  if kind == 'rate' then keep(KEYS[2 * i - 1], buckets[i]) end
 end
 
 local function state(i, kind)
@@ -142,7 +148,7 @@ local function each(act)
 end
 
 each(look)
-if verdict == 'ok' then each(take_it) end
+each(verdict == 'ok' and take_it or note)
 return {verdict, told, wait_ms, each(state)}
 """
 )
@@ -162,7 +168,7 @@ local function correct(key, limit, more, era, share)
   elseif more < 0 and b[3] == era then
     b[1] = b[1] - math.min(b[1], math.floor(-more * TOKEN * (b[4] / share)))
   end
-  keep(key, limit, b)
+  keep(key, b)
 end
 
 local function pay(purse, leases, used)

@@ -171,12 +171,15 @@ class FakeReplica:
         self.calls.append(("forget", adapter_id))
 
 
+EVERYBODY = Principal("default", "default", None, frozenset({"all", "admin"}))
+
+
 @dataclass
 class FakeAuthority:
     """Lets everybody in as the default project, or those with `key` only."""
 
     key: str | None = None
-    principal: Principal = Principal("default", "default", None, frozenset({"all", "admin"}))
+    principal: Principal = EVERYBODY
 
     async def authenticate(self, secret: str | None) -> Principal:
         if self.key is not None and secret != self.key:

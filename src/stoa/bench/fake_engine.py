@@ -59,7 +59,7 @@ class FakeEngine:
             if book is not None:
                 done.append(book)
         if not done:
-            time.sleep(_REST_S)
+            time.sleep(max(0.0, min(_REST_S, self._due[0][0] - now)) if self._due else _REST_S)
             return []
         took_ns = int((time.perf_counter() - now) * 1e9) + 1
         self.accounts.step(done, [1.0] * len(done), took_ns)

@@ -8,6 +8,7 @@ the engine answers at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -47,6 +48,7 @@ def run(
         raise ConfigError("the gateway and the rest need a core each; this process may use one only")
     found: dict[str, Any] = {}
     os.sched_setaffinity(0, cores[1:])
+    gc.freeze()
     try:
         for name, delay in (("added", delay_ms), ("most", 0.0)):
             with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import os
@@ -150,6 +151,8 @@ async def _serve_http(
         await asyncio.wait({starting, stopping, http}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            gc.collect()
+            gc.freeze()  # what is there now stays: looking through it again and again would hold up streams
             _announce(settings, service, replica)
             await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():

@@ -226,9 +226,9 @@ def main() -> None:
         facts = {"message": error.message, "class": type(error).__name__, "param": error.param}
         print(STARTUP_ERROR + json.dumps(facts), file=sys.stderr)
         sys.exit(3)
-    with contextlib.suppress(ConnectionError, FileNotFoundError):  # the gateway went away meanwhile
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(args.socket, engine))
+    gone = contextlib.suppress(ConnectionError, FileNotFoundError)  # the gateway went away meanwhile
+    with gone, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(args.socket, engine))
 
 
 if __name__ == "__main__":

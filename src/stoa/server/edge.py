@@ -100,4 +100,6 @@ def _secret(scope: Scope) -> str | None:
     scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         return None
-    return secret.strip().encode("latin-1").decode("utf-8", "replace")  # headers are bytes, keys may be any text
+    return (
+        secret.strip().encode("latin-1").decode("utf-8", "replace")
+    )  # headers are bytes, keys may be any text

@@ -55,17 +55,20 @@ def body_bytes(request: Request) -> int:
 
 async def _read_body(request: Request, limit: int) -> bytes:
     """At most `limit` bytes are taken in; a client that announces more is refused at once."""
-    too_large = RequestTooLarge(f"The request body is too large; accepted: up to {limit} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is too large; accepted: up to {limit} bytes")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

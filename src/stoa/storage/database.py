@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -66,6 +67,8 @@ class Database:
         self._engine = self._open(command_timeout_s=_COMMAND_TIMEOUT_S, pool_pre_ping=not self.is_sqlite)
         # The same pool; on SQLite its transactions take no lock.
         self._reading = self._engine.execution_options(stoa_read_only=True)
+        # Who writes to SQLite waits here for its turn, and not in SQLite, which gives turns to whoever asks last.
+        self._turn = asyncio.Lock() if self.is_sqlite else None
         self._sessions = async_sessionmaker(sync_session_class=ScopedSession, expire_on_commit=False)
 
     @property
@@ -93,8 +96,9 @@ class Database:
     async def _transaction(
         self, engine: AsyncEngine, scope: Scope | None, *, read_only: bool
     ) -> AsyncIterator[AsyncSession]:
+        turn = contextlib.nullcontext() if read_only or self._turn is None else self._turn
         try:
-            async with self._sessions(bind=engine) as session:
+            async with turn, self._sessions(bind=engine) as session:
                 set_scope(session.sync_session, scope, read_only=read_only)
                 async with session.begin():
                     yield session

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import structlog
@@ -31,6 +32,7 @@ _OWED_MAX = 10_000  # settlements kept for later while the meters cannot be reac
 _GAUGE_RETRY_S = 1.0  # nobody knows when a running request ends
 _NEVER_RETRY_S = 60.0
 _SEED_TRIES = 3
+_DAY_S = 86_400
 log = structlog.get_logger()
 
 
@@ -174,7 +176,7 @@ class Gate:
     def _period(self, budget: Budget) -> str:
         if budget.period == "total":
             return "total"
-        return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
+        return _month(int(self._clock()) // _DAY_S)
 
     async def _reserve(self, wanted: list[Meter]) -> Hold | Refused:
         for _ in range(_SEED_TRIES):
@@ -213,6 +215,12 @@ class Gate:
                 self._on_alert(payer, threshold, now)
             except Exception:
                 log.exception("a budget alert failed", payer=payer)
+
+
+@lru_cache(maxsize=4)
+def _month(day: int) -> str:
+    """2026-11, of a day since 1970."""
+    return datetime.fromtimestamp(day * _DAY_S, UTC).strftime("%Y-%m")
 
 
 def _parse_spend(name: str) -> tuple[Payer, str]:

@@ -25,8 +25,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from stoa.bench.gateway import BODY, row, run
-from stoa.bench.load import post, run_load
+from stoa.bench.gateway import make_requests, row, run, token_ms
+from stoa.bench.load import run_load
 
 KEY = f"sk-{secrets.token_hex(32)}"
 CONFIG = """
@@ -100,7 +100,7 @@ def litellm(peers: Path, delay_ms: float, connections: int, seconds: float) -> d
         str(peers),
         "--upstream",
         str(ports[0]),
-        str(delay_ms / 1000),
+        str(token_ms(delay_ms) / 1000),
     ]
     fake = subprocess.Popen(words, preexec_fn=lambda: os.sched_setaffinity(0, cores[1:]))
     with tempfile.TemporaryDirectory() as folder:
@@ -116,11 +116,11 @@ def litellm(peers: Path, delay_ms: float, connections: int, seconds: float) -> d
         os.sched_setaffinity(0, cores[1:])
         try:
             wait_ready(f"http://127.0.0.1:{ports[1]}/health/liveliness")
-            request = post("bench", "/v1/chat/completions", json.dumps(BODY).encode(), KEY)
+            requests = make_requests(KEY, delay_ms)
             done = asyncio.run(
-                run_load(ports[1], request, connections=connections, seconds=seconds, warm_s=5.0)
+                run_load(ports[1], requests, connections=connections, seconds=seconds, warm_s=5.0)
             )
-            return row(done, delay_ms)
+            return row(done)
         finally:
             os.sched_setaffinity(0, cores)
             for process in (proxy, fake):
@@ -146,7 +146,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def upstream(port: int, delay_s: float) -> None:
+async def upstream(port: int, token_s: float) -> None:
     """An OpenAI-compatible engine that computes nothing."""
     body = json.dumps(ANSWER).encode()
     head = (
@@ -158,9 +158,9 @@ async def upstream(port: int, delay_s: float) -> None:
             while True:
                 lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
                 length = next((int(x.split(b":")[1]) for x in lines if x.startswith(b"content-length")), 0)
-                await reader.readexactly(length)
-                if delay_s:
-                    await asyncio.sleep(delay_s)
+                asked = json.loads(await reader.readexactly(length))
+                if token_s:
+                    await asyncio.sleep(token_s * asked["max_tokens"])
                 writer.write(head + body)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()

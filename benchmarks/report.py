@@ -227,6 +227,56 @@ def speculation() -> str:
     )
 
 
+def fairness() -> str:
+    if (report := load("fairness-134m")) is None:
+        return ""
+    load_, rows, gaps = report["workload"], report["rows"], {g["fairness"]: g for g in report["gap"]}
+    alone, ours = rows[0], rows[-1]
+    keys = list(ours)
+    shown = [[row.get(key, "") for key in keys] for row in rows]
+    tokens, cost = gaps["tokens"], gaps["cost"]
+    return (
+        f"\n## A steady project beside a flood\n\n{machine(report)}. 134M; one project sends {load_['steady_per_s']:g} requests a "
+        f"second at random times, another {load_['flood_per_s']:g}, which is more than can be served; {load_['prompt_tokens']} tokens "
+        f"in, {load_['output_tokens']} out, {load_['seconds']:g} s each. `off`: first come, first served; `tokens`: plain VTC; `cost`: "
+        f"the default.\n\n{table(keys, shown)}\nBeside the flood the steady project's p99 TTFT is "
+        f"{ours['steady_ttft_ms_p99'] / alone['steady_ttft_ms_p99']:.2f} of what it is alone, its throughput "
+        f"{ours['steady_tok_s'] / alone['steady_tok_s']:.2f}.\n\nTwo projects that always have requests waiting, one with prompts of "
+        f"384 tokens and adapters of rank {load_['rank']}, one with 48 tokens and none. Gap: the difference of what they were served, "
+        "in seconds of the engine (steps and memory held); tok/s counts prompts too.\n\n"
+        + table(list(cost), [list(g.values()) for g in (tokens, cost)])
+        + f"\nCounted in cost, the largest gap is {cost['largest_gap_s'] / tokens['largest_gap_s']:.2f} of what plain VTC leaves, at "
+        f"{cost['tok_s'] / tokens['tok_s']:.2f} of its throughput.\n\n```\n{report['command']}\n```\n"
+    )
+
+
+def gateway() -> str:
+    report, rates = load("gateway"), load("usage-rate")
+    if report is None:
+        return ""
+    load_, peer = report["workload"], report["litellm"]
+    heads = ["", "added p50 ms", "added p99 ms", "requests/s at most"]
+    rows = [
+        [name, r["added"]["p50_ms"], r["added"]["p99_ms"], r["most"]["requests_per_s"]]
+        for name, r in (("**Stoa**", report), ("LiteLLM proxy", peer))
+    ]
+    text = (
+        f"\n## The gateway\n\nOne core, {load_['connections']} requests at once, in front of an engine that computes nothing. Stoa with "
+        "a key, limits of key and project, a budget, metering and the ledger, in SQLite. LiteLLM keeps customers' keys and budgets in "
+        "PostgreSQL through an engine that its package does not carry; here it has its master key, a limit of the deployment and a "
+        f"budget of the provider in memory, which is less to do. Added: what a request takes beyond the engine's {load_['delay_ms']:g} ms; "
+        f"at most: with an engine that answers at once.\n\n{table(heads, rows)}\nStoa takes {report['ratio']:.0f} times as many "
+        f"requests a second.\n\n```\n{report['command']}\n```\n"
+    )
+    if rates is not None:
+        text += (
+            "\nUsage records into a database, nothing else running:\n\n"
+            + table(list(rates["rows"][0]), [list(r.values()) for r in rates["rows"]])
+            + f"\n```\n{rates['command']}\n```\n"
+        )
+    return text
+
+
 def startup() -> str:
     if (report := load("startup-134m")) is None:
         return ""
@@ -250,6 +300,8 @@ def main() -> None:
         adapters(),
         prefix(),
         speculation(),
+        fairness(),
+        gateway(),
         startup(),
     ]
     (DOCS / "performance.md").write_text("".join(parts))

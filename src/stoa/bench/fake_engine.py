@@ -1,4 +1,4 @@
-"""An engine that computes nothing: each request gets its tokens together, a set time after it came."""
+"""An engine that computes nothing: each request gets its tokens together, after a set time for each of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stoa.engine.config import EngineConfig
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
 
-DELAY_MS = "STOA_FAKE_ENGINE_DELAY_MS"
+TOKEN_MS = "STOA_FAKE_ENGINE_TOKEN_MS"
 CORES = "STOA_FAKE_ENGINE_CORES"  # comma-separated
 _REST_S = 0.0005  # how exactly the delay is kept
 
 
 class FakeEngine:
-    """Implements `fleet.worker.EngineLike`. Delay and cores come from the environment."""
+    """Implements `fleet.worker.EngineLike`. Time of a token and cores come from the environment."""
 
     kernels_name = "fake"
     notice = "this engine is a fake"
@@ -30,7 +30,7 @@ class FakeEngine:
         self.idle = False  # it never waits to be woken, but sleeps
         self.wakeup = threading.Event()
         self.accounts = Accounts(pool_bytes=1 << 30)
-        self._delay_s = float(os.environ.get(DELAY_MS, "0")) / 1000
+        self._token_s = float(os.environ.get(TOKEN_MS, "0")) / 1000
         self._due: list[tuple[float, str]] = []
         self._live: dict[str, Book] = {}
 
@@ -40,7 +40,8 @@ class FakeEngine:
 
     def add_request(self, request: GenerationRequest) -> None:
         self._live[request.id] = self.accounts.open(request)
-        heapq.heappush(self._due, (time.perf_counter() + self._delay_s, request.id))
+        due_s = time.perf_counter() + self._token_s * request.params.max_tokens
+        heapq.heappush(self._due, (due_s, request.id))
 
     def cancel(self, request_id: str) -> None:
         book = self._live.pop(request_id, None)

@@ -1,7 +1,7 @@
 """`stoa bench gateway`: what the gateway costs a request, with keys, limits, budget and metering on.
 
 A real `stoa serve` on one core, its engine replaced by one that computes nothing, on another. Added: what a request
-takes longer than the engine, which answers after a set time, at many requests at once. Most: requests a second when
+takes longer than the engine, which takes a set time for each token, at many requests at once. Most: requests a second when
 the engine answers at once.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 import uvloop
 
 from stoa.bench.drive import percentile
-from stoa.bench.fake_engine import CORES, DELAY_MS
+from stoa.bench.fake_engine import CORES, TOKEN_MS
 from stoa.bench.load import Load, post, run_load
 from stoa.bench.machine import machine_facts
 from stoa.errors import ConfigError
@@ -36,8 +36,8 @@ _READY_S = 30.0
 BODY = {
     "model": "stoa-demo",
     "messages": [{"role": "user", "content": "Say something about the weather in Athens in two sentences."}],
-    "max_tokens": 16,
 }
+TOKENS = range(8, 25)  # of answers
 
 
 def run(
@@ -55,10 +55,10 @@ def run(
                 tempfile.TemporaryDirectory() as folder,
                 _gateway(Path(folder), delay, cores, db) as (port, key),
             ):
-                request = post("bench", "/v1/chat/completions", json.dumps(BODY).encode(), key)
+                requests = make_requests(key, delay)
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    load = runner.run(run_load(port, request, connections=connections, seconds=seconds))
-                found[name] = row(load, delay)
+                    load = runner.run(run_load(port, requests, connections=connections, seconds=seconds))
+                found[name] = row(load)
     finally:
         os.sched_setaffinity(0, cores)
     return {
@@ -69,14 +69,29 @@ def run(
     }  # fmt: skip
 
 
-def row(load: Load, delay_ms: float) -> dict[str, Any]:
+def make_requests(key: str, delay_ms: float) -> list[tuple[bytes, float]]:
+    """Questions with answers of different lengths, and how long the engine takes for each, `delay_ms` on average."""
+    return [
+        (
+            post("bench", "/v1/chat/completions", json.dumps(BODY | {"max_tokens": n}).encode(), key),
+            token_ms(delay_ms) / 1000 * n,
+        )
+        for n in TOKENS
+    ]
+
+
+def token_ms(delay_ms: float) -> float:
+    return delay_ms * len(TOKENS) / sum(TOKENS)
+
+
+def row(load: Load) -> dict[str, Any]:
     """What a run says; latencies beyond the engine's own."""
     if not load.seconds or load.refused:
         raise RuntimeError(f"{load.refused} of {len(load.seconds)} requests were refused")
     return {
         "requests_per_s": round(load.per_s),
-        "p50_ms": round(1e3 * statistics.median(load.seconds) - delay_ms, 2),
-        "p99_ms": round(1e3 * percentile(load.seconds, 0.99) - delay_ms, 2),
+        "p50_ms": round(1e3 * statistics.median(load.seconds), 2),
+        "p99_ms": round(1e3 * percentile(load.seconds, 0.99), 2),
     }
 
 
@@ -85,7 +100,7 @@ def _gateway(home: Path, delay_ms: float, cores: list[int], db: str) -> Iterator
     """(port, key) of a server whose project has limits and a budget that are never reached."""
     stoa = [sys.executable, "-m", "stoa.cli"]
     more = {
-        "STOA_HOME": str(home), "STOA_DB": db, "STOA_LOG_LEVEL": "warning", DELAY_MS: str(delay_ms),
+        "STOA_HOME": str(home), "STOA_DB": db, "STOA_LOG_LEVEL": "warning", TOKEN_MS: str(token_ms(delay_ms)),
         CORES: ",".join(map(str, cores[1:])), "STOA_ENGINE_FACTORY": "stoa.bench.fake_engine:FakeEngine",
     }  # fmt: skip
     environ = os.environ | more

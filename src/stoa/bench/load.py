@@ -1,16 +1,18 @@
-"""Sends the same HTTP request over many connections, as fast as answers come. A few lines on sockets: what is
-measured is the server, and a full client would cost more than it."""
+"""Sends HTTP requests over many connections, as fast as answers come. A few lines on sockets: what is measured is the
+server, and a full client would cost more than it."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Load:
-    """Seconds of each answer, and how many were not 200."""
+    """Seconds that each answer took beyond what the engine takes, and how many were not 200."""
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
@@ -35,30 +37,40 @@ def post(host: str, path: str, body: bytes, key: str | None) -> bytes:
 
 
 async def run_load(
-    port: int, request: bytes, *, connections: int, seconds: float, warm_s: float = 1.0
+    port: int,
+    requests: Sequence[tuple[bytes, float]],
+    *,
+    connections: int,
+    seconds: float,
+    warm_s: float = 1.0,
 ) -> Load:
-    """Each connection sends its next request when it has its answer. In the first `warm_s`, which do not count, they
-    begin one after the other."""
+    """`requests`: bytes, and seconds that the engine behind the server takes for them; sent in random order, so that
+    connections do not march in step. Each connection sends its next one when it has its answer. In the first `warm_s`,
+    which do not count, they begin one after the other."""
     load = Load()
     begin = time.perf_counter() + warm_s
     end = begin + seconds
     first = [i / connections * warm_s for i in range(connections)]  # not all at once, ever after
-    await asyncio.gather(*(_connection(port, request, at, begin, end, load) for at in first))
+    await asyncio.gather(*(_connection(port, requests, at, begin, end, load) for at in first))
     load.wall_s = seconds
     return load
 
 
-async def _connection(port: int, request: bytes, wait_s: float, begin: float, end: float, load: Load) -> None:
+async def _connection(
+    port: int, requests: Sequence[tuple[bytes, float]], wait_s: float, begin: float, end: float, load: Load
+) -> None:
+    rng = random.Random(wait_s)
     await asyncio.sleep(wait_s)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while (started := time.perf_counter()) < end:
+            request, engine_s = rng.choice(requests)
             writer.write(request)
             status = await _answer(reader)
             now = time.perf_counter()
             if begin <= started and now <= end:
                 load.refused += status != 200
-                load.seconds.append(now - started)
+                load.seconds.append(now - started - engine_s)
     finally:
         writer.close()
 

@@ -240,7 +240,8 @@ def _announce(settings: Settings, service: Service, replica: LocalReplica) -> No
     ]
     if replica.notice:
         lines.insert(1, f"  note        {replica.notice}")
-    print("\n".join(lines), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # who started it need not listen
+        print("\n".join(lines), flush=True)
 
 
 def _bind(settings: Settings) -> socket.socket:

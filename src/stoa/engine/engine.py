@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from stoa.engine.accounting import LOOK_NS, Accounts, Book
+from stoa.engine.accounting import Accounts, Book
 from stoa.engine.adapters.peft import load_pairs, read_adapter
 from stoa.engine.batch import Batch, build_batch
+from stoa.engine.bookkeeper import Bookkeeper
 from stoa.engine.config import EngineConfig
 from stoa.engine.cost import row_cost
-from stoa.engine.fairness import MEMORY_WEIGHT, FairShares
+from stoa.engine.fairness import FairShares
 from stoa.engine.grammar import GrammarCompiler
 from stoa.engine.kernels import default_threads, describe, load_kernels
 from stoa.engine.limits import available_bytes, check_request, context_limit, fit_pool
@@ -86,7 +87,7 @@ class Engine:
             count_tokens=config.fairness == "tokens",
             step_target_s=config.step_target_ms / 1000,
         )
-        self.scheduler.letting_go = self._book_memory
+        self.books = Bookkeeper(self.accounts, self.scheduler)
         self.speculator = Speculator(self.max_model_len, self.scheduler.times, cost.head)
         ends = {*self.model.eos_token_ids, *(self.tokenizer.eos_token_ids if self.tokenizer else ())}
         self.grammars: GrammarCompiler | None = None
@@ -98,8 +99,6 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._totals = _Totals()
-        self._ended: list[Book] = []  # in this step; closed when its time is divided
-        self._looked_ns = 0  # when all memory was booked last
         self.idle = True
 
     @property
@@ -140,7 +139,7 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Frees all choices of the request; no event follows. Unknown ids are ignored."""
         self._drop(request_id, "cancelled")
-        self._close_books()
+        self.books.close_ended()
 
     def _drop(self, request_id: str, outcome: FinishReason) -> None:
         seqs = self._live.pop(request_id, [])
@@ -149,8 +148,7 @@ class Engine:
                 seq.done = True
                 self.scheduler.remove(seq)
         if seqs:
-            seqs[0].book.outcome = outcome
-            self._ended.append(seqs[0].book)
+            self.books.ended(seqs[0].book, outcome)
 
     def warm(self, ref: AdapterRef) -> None:
         """Starts reading the adapter into host memory."""
@@ -163,7 +161,7 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Runs one step; returns its news. `idle` says afterwards whether there was nothing to do."""
-        started_ns = self.accounts.clock_ns()
+        self.books.begin_step()
         if self.config.speculation:
             self.speculator.draft(self.scheduler.running)
         plan = self.scheduler.schedule()
@@ -172,47 +170,13 @@ class Engine:
         self.idle = not (counts or events or plan.preempted)
         if counts:
             batch = build_batch(counts, self.kernels, self.adapters.packed)
-            works = [self.scheduler.work(s, c) for s, c in zip(batch.seqs, batch.counts, strict=True)]
-            outputs = [s.num_output for s in batch.seqs]
+            shares = self.books.shares(batch)
             events += self._run(batch)
-            self._book_step(batch, works, outputs, started_ns)
-        self._close_books()
+            took_ns = self.books.end_step(shares)
+            self._totals.steps += 1
+            self._totals.step_seconds += took_ns / 1e9
+        self.books.close_ended()
         return events
-
-    def _book_step(self, batch: Batch, works: list[float], outputs: list[int], started_ns: int) -> None:
-        """Divides the step's time; `outputs`: tokens that each sequence had before it."""
-        now_ns = self.accounts.clock_ns()
-        took_ns = now_ns - started_ns
-        shares_ns = self.accounts.step([s.book for s in batch.seqs], works, took_ns)
-        for seq, rows, before, share_ns in zip(batch.seqs, batch.counts, outputs, shares_ns, strict=True):
-            self.scheduler.charge(seq, rows, seq.num_output - before, share_ns)
-            seq.book.first_step_ns = seq.book.first_step_ns or started_ns
-            seq.held_since_ns = seq.held_since_ns or started_ns
-        self.scheduler.times.observe(sum(works), took_ns / 1e9)
-        self._totals.steps += 1
-        self._totals.step_seconds += took_ns / 1e9
-        if now_ns - self._looked_ns > LOOK_NS:
-            self._looked_ns = now_ns
-            for seq in (*self.scheduler.running, *self.scheduler.waiting):
-                if seq.pages or seq.pinned:
-                    self._book_memory(seq)
-
-    def _book_memory(self, seq: Sequence) -> None:
-        """What `seq` holds has been held since it was booked last."""
-        now_ns = self.accounts.clock_ns()
-        for_ns = now_ns - (seq.held_since_ns or now_ns)
-        seq.held_since_ns = now_ns
-        kv = self.blocks.share_of(seq.pages) * self.pool.page_bytes
-        adapter = self.adapters.share_of(seq.adapter_id) if seq.pinned and seq.adapter_id else 0.0
-        self.accounts.memory(seq.book, kv, adapter, for_ns)
-        if self.config.fairness == "cost":
-            share = (kv + adapter) / self.accounts.pool_bytes
-            self.scheduler.shares.charge(seq.project, MEMORY_WEIGHT * share * for_ns)
-
-    def _close_books(self) -> None:
-        for book in self._ended:
-            self.accounts.close(book)
-        self._ended.clear()
 
     def _run(self, batch: Batch) -> list[TokenEvent]:
         hidden = self.decoder.forward(batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout)
@@ -265,10 +229,7 @@ class Engine:
     def _advance(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> TokenEvent:
         """Appends the token and finds out whether the sequence ends with it."""
         seq.tokens.append(token)
-        book = seq.book
-        book.completion_tokens += 1
-        book.cached_tokens = max(book.cached_tokens, seq.num_cached if seq.index == 0 else 0)
-        book.first_token_ns = book.first_token_ns or self.accounts.clock_ns()
+        self.books.token(seq)
         try:
             text, reason, stop = self._consume(seq, token)
         except InvalidRequest as error:
@@ -292,8 +253,7 @@ class Engine:
             completion_tokens=seq.num_output if reason else 0,
         )
         if reason is not None:
-            book.outcome = reason
-            self._finish(seq)
+            self._finish(seq, reason)
         return event
 
     def _consume(self, seq: Sequence, token: int) -> tuple[str, FinishReason | None, int | str | None]:
@@ -321,9 +281,8 @@ class Engine:
         if seq.todo:
             return []
         mean = seq.pooled / seq.num_prompt
-        seq.book.outcome = "stop"
         self._totals.prompt_tokens += seq.num_prompt
-        self._finish(seq)
+        self._finish(seq, "stop")
         return [
             TokenEvent(
                 request_id=seq.request.id,
@@ -335,12 +294,12 @@ class Engine:
 
     # -- ends
 
-    def _finish(self, seq: Sequence) -> None:
+    def _finish(self, seq: Sequence, outcome: FinishReason) -> None:
         seq.done = True
         self.scheduler.remove(seq)
         if all(s.done for s in self._live[seq.request.id]):
             del self._live[seq.request.id]
-            self._ended.append(seq.book)
+            self.books.ended(seq.book, outcome)
 
     def _fail(self, seq: Sequence, error: StoaError) -> TokenEvent:
         """`seq` cannot go on; its siblings cannot either."""

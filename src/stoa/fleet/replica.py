@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
@@ -26,8 +26,9 @@ from stoa import errors
 from stoa.engine.config import EngineConfig
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
-from stoa.engine.usage import Interval, RequestUsage
+from stoa.engine.usage import Interval
 from stoa.errors import EngineUnavailable, QueueFull, StoaError
+from stoa.fleet.books import Books, NoBooks
 from stoa.fleet.wire import (
     Cancel,
     Drain,
@@ -60,38 +61,6 @@ class _Live:
     replays: int = 0  # engines that died with it
     tokens: int = 0  # handed on
     settled: bool = False  # the books know its end
-
-
-class Books(Protocol):
-    """Who is told what engines have used. Called in the order of events, never waits. Every request that was
-    `begun` is `used` or `lost` once."""
-
-    def begun(self, request_id: str) -> None: ...
-
-    def used(self, usage: RequestUsage) -> None: ...
-
-    def lost(self, request_id: str, completion_tokens: int) -> None:
-        """It ended with its engine, or before it had one; so many tokens had been handed on."""
-        ...
-
-    def engine_started(self, now_ns: int, pool_bytes: int) -> None: ...
-
-    def interval(self, interval: Interval) -> None: ...
-
-    def engine_lost(self, now_ns: int) -> None:
-        """It has ended; what it did since its last interval is not known. 0: it ended in order, nothing is missing."""
-        ...
-
-
-class NoBooks:
-    """Nobody is told."""
-
-    def begun(self, request_id: str) -> None: ...
-    def used(self, usage: RequestUsage) -> None: ...
-    def lost(self, request_id: str, completion_tokens: int) -> None: ...
-    def engine_started(self, now_ns: int, pool_bytes: int) -> None: ...
-    def interval(self, interval: Interval) -> None: ...
-    def engine_lost(self, now_ns: int) -> None: ...
 
 
 class LocalReplica:

@@ -1,0 +1,39 @@
+"""Who hears from a replica what its engines have used."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from stoa.engine.usage import Interval, RequestUsage
+
+
+class Books(Protocol):
+    """Who is told what engines have used. Called in the order of events, never waits. Every request that was
+    `begun` is `used` or `lost` once."""
+
+    def begun(self, request_id: str) -> None: ...
+
+    def used(self, usage: RequestUsage) -> None: ...
+
+    def lost(self, request_id: str, completion_tokens: int) -> None:
+        """It ended with its engine, or before it had one; so many tokens had been handed on."""
+        ...
+
+    def engine_started(self, now_ns: int, pool_bytes: int) -> None: ...
+
+    def interval(self, interval: Interval) -> None: ...
+
+    def engine_lost(self, now_ns: int) -> None:
+        """It has ended; what it did since its last interval is not known. 0: it ended in order, nothing is missing."""
+        ...
+
+
+class NoBooks:
+    """Nobody is told."""
+
+    def begun(self, request_id: str) -> None: ...
+    def used(self, usage: RequestUsage) -> None: ...
+    def lost(self, request_id: str, completion_tokens: int) -> None: ...
+    def engine_started(self, now_ns: int, pool_bytes: int) -> None: ...
+    def interval(self, interval: Interval) -> None: ...
+    def engine_lost(self, now_ns: int) -> None: ...

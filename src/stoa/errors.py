@@ -6,6 +6,8 @@ to bodies in one place and nobody below it knows about HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class StoaError(Exception):
     """Base of all errors that Stoa raises on purpose.
@@ -113,9 +115,13 @@ class RateLimited(StoaError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`headers`: x-ratelimit-…, of the limit that is reached."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
 
 class QuotaExceeded(StoaError):

@@ -191,8 +191,8 @@ async def test_a_spent_budget_refuses(clock: ManualClock) -> None:
     with pytest.raises(QuotaExceeded) as info:
         await enter(gate, who, prompt=31, max_tokens=10)
     assert info.value.message == (
-        "Project proj_a has reached its budget for 2026-11: Limit $12.00000005, Used $12.00 (running requests "
-        "included), Requested $0.000000051. It resets on 2026-12-01 at 00:00 UTC."
+        "Project proj_a: the budget for 2026-11 has no room for this request: Limit $12.00000005, Used $12.00 "
+        "(running requests included), Requested $0.000000051. It resets on 2026-12-01 at 00:00 UTC."
     )
     assert (info.value.status, info.value.type, info.value.code) == (
         429,
@@ -217,9 +217,9 @@ async def test_a_month_begins_anew(clock: ManualClock) -> None:
     clock.pass_s(60)
     await enter(gate, monthly)
     await late.settle(10, 10, 30)
-    with pytest.raises(QuotaExceeded, match=r"budget for 2026-12: .* resets on 2027-01-01"):
+    with pytest.raises(QuotaExceeded, match=r"budget for 2026-12 .* resets on 2027-01-01"):
         await enter(gate, monthly)
-    with pytest.raises(QuotaExceeded, match=r"in total: .* does not reset"):
+    with pytest.raises(QuotaExceeded, match=r"in total .* does not reset"):
         await enter(gate, total)
     assert ledger.asked == [(A, "2026-11"), (A, "total"), (A, "2026-12")]
 
@@ -362,7 +362,7 @@ async def test_an_organizations_budget_holds_for_all_its_projects(clock: ManualC
     )
     await (await enter(gate, one)).settle(1, 1, 80)
     assert seen == [(Payer("org", None), 60, 80)]
-    with pytest.raises(QuotaExceeded, match="Organization org has reached its budget in total"):
+    with pytest.raises(QuotaExceeded, match="Organization org: the budget in total has no room"):
         await enter(gate, other, prompt=21, max_tokens=0)
     await enter(gate, other, prompt=20, max_tokens=0)
     assert (Payer("org", None), "total") in ledger.asked

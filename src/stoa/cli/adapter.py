@@ -10,10 +10,11 @@ import typer
 
 from stoa.config import Settings, load_settings
 from stoa.errors import InvalidRequest
-from stoa.tenancy.principal import DEFAULT_PROJECT
+from stoa.tenancy.principal import DEFAULT_ORGANIZATION, DEFAULT_PROJECT
 
 if TYPE_CHECKING:
     from stoa.tenancy.adapters import ProjectAdapters
+    from stoa.tenancy.office import Office
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +24,7 @@ Url = Annotated[str | None, typer.Option("--url", help="a running server, e.g. h
 Model = Annotated[
     str | None, typer.Option("--model", help="base model the adapters belong to: demo, a folder, or a hub id")
 ]
-Project = Annotated[str, typer.Option("--project", help="id of the project whose adapters are meant")]
+Project = Annotated[str, typer.Option("--project", help="tenant whose adapters are meant, by name or id")]
 Public = Annotated[bool, typer.Option("--public", help="those that every project can use")]
 Home = Annotated[str | None, typer.Option("--home", help="folder of all state")]
 
@@ -44,7 +45,7 @@ def add(
         body = {"lora_name": name, "lora_path": str(path.resolve()), "load_inplace": replace}
         print(_post(url, "/v1/load_lora_adapter", body | _whose(project, public)))
         return
-    registry = _adapters(model, home).of(None if public else project)
+    registry = _adapters(model, home).of(None if public else _project_id(project, home))
     entry = registry.add(name, path, replace=replace)
     print(f"added {entry.name}@{entry.version}: rank {entry.rank}, {entry.nbytes / 1e6:.1f} MB")
 
@@ -64,7 +65,7 @@ def list_(
     else:
         rows = [
             {"name": e.name, "version": e.version, "rank": e.rank, "bytes": e.nbytes, "path": str(e.path)}
-            for e in _adapters(model, home).list(project)
+            for e in _adapters(model, home).list(_project_id(project, home))
         ]
     print(json.dumps(rows) if as_json else _table(rows))
 
@@ -82,7 +83,7 @@ def remove(
     if url:
         print(_post(url, "/v1/unload_lora_adapter", {"lora_name": name} | _whose(project, public)))
         return
-    adapters = _adapters(model, home)
+    adapters, project = _adapters(model, home), _project_id(project, home)
     entry = adapters.public.get(name) if public else adapters.get(project, name)
     if not entry.path.is_relative_to(adapters.root):
         raise InvalidRequest(f"{name} is served in place from {entry.path}; it goes when that folder goes")
@@ -101,6 +102,18 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _whose(project: str, public: bool) -> dict[str, Any]:
     """For a server, which takes the key's project unless it is told another."""
     return {"public": True} if public else {} if project == DEFAULT_PROJECT else {"project": project}
+
+
+def _project_id(project: str, home: str | None) -> str:
+    """Raises NotFound."""
+    if project == DEFAULT_PROJECT:
+        return project
+    from stoa.cli.administration import with_office
+
+    async def find(office: Office) -> str:
+        return (await office.projects.find(DEFAULT_ORGANIZATION, project)).id
+
+    return with_office(home, None, find)
 
 
 def _adapters(model: str | None, home: str | None) -> ProjectAdapters:

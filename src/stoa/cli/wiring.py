@@ -31,6 +31,7 @@ from stoa.tenancy.metering import Metering
 from stoa.tenancy.meters.interface import Meters
 from stoa.tenancy.meters.memory import MemoryMeters
 from stoa.tenancy.office import Office, open_office
+from stoa.tenancy.secret import is_well_formed
 from stoa.tenancy.tables import ApiKey
 
 log = structlog.get_logger("stoa.tenancy")
@@ -66,6 +67,12 @@ class Tenancy:
 
 async def open_tenancy(settings: Settings, *, loopback: bool) -> Tenancy:
     """Raises ConfigError, DatabaseUnavailable."""
+    if is_well_formed(settings.api_key):
+        raise ConfigError(
+            "api_key is a key made by stoa key; the server's own opens everything and must be another one "
+            "(is STOA_API_KEY set for a client?)",
+            param="api_key",
+        )
     database = Database(database_url(settings.db, settings.home_path))
     await upgrade(database)
     prices = PriceBook(database)

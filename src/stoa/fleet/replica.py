@@ -222,7 +222,8 @@ class LocalReplica:
 
     def _send(self, message: ToEngine) -> None:
         assert self._writer is not None
-        self._writer.write(frame(message))
+        if not self._writer.is_closing():  # else the engine is gone, as the watcher is about to see
+            self._writer.write(frame(message))
 
     # -- the process
 

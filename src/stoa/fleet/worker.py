@@ -163,8 +163,12 @@ async def serve(socket: str, engine: EngineLike) -> None:
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
 
+    def write(data: bytes) -> None:
+        if not writer.is_closing():  # else nobody reads it any more
+            writer.write(data)
+
     def send(message: FromEngine) -> None:
-        loop.call_soon_threadsafe(writer.write, frame(message))
+        loop.call_soon_threadsafe(write, frame(message))
 
     worker = Worker(engine, send)
     send(
@@ -186,8 +190,6 @@ async def serve(socket: str, engine: EngineLike) -> None:
             os._exit(1)  # the gateway restarts us; nothing here can be trusted any more
         loop.call_soon_threadsafe(over.set)
 
-    for number in (signal.SIGTERM,):
-        loop.add_signal_handler(number, worker.post, Drain())
     thread = threading.Thread(target=work, name="engine", daemon=True)
     thread.start()
     receiving = asyncio.create_task(_receive(reader, worker))
@@ -217,7 +219,8 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--factory", default=DEFAULT_FACTORY)
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a whole group are the gateway's to handle
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     module, name = args.factory.split(":")
     try:

@@ -69,7 +69,7 @@ class AdaptersEndpoint:
     async def load(self, request: Request) -> Response:
         body = await self._read_load(request, self._service.max_body_bytes)
         note(request, adapter=body.lora_name)
-        registry = self._registry(request, body)
+        registry = await self._registry(request, body)
         if not body.lora_path or "\0" in body.lora_path:
             raise InvalidRequest("'lora_path' must be the path of a PEFT folder", param="lora_path")
         await self._add(registry, body.lora_name, Path(body.lora_path), replace=body.load_inplace)
@@ -79,7 +79,7 @@ class AdaptersEndpoint:
         body = await self._read_unload(request, self._service.max_body_bytes)
         note(request, adapter=body.lora_name)
         try:
-            await self._remove(self._registry(request, body), body.lora_name)
+            await self._remove(await self._registry(request, body), body.lora_name)
         except ModelNotFound as error:
             raise ModelNotFound(error.message, param="lora_name") from None
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully")
@@ -113,12 +113,18 @@ class AdaptersEndpoint:
     async def delete(self, request: Request) -> Response:
         name = request.path_params["id"]
         note(request, adapter=name)
-        await self._remove(self._service.adapters.of(project_of(request, "adapter.write")), name)
+        own = self._service.adapters.of(project_of(request, "adapter.write"))
+        try:
+            await self._remove(own, name)
+        except ModelNotFound:
+            if await _id(self._service.adapters.public, name) is None:
+                raise
+            raise ModelNotFound(f"{name!r} is public; administrators can remove it", param="model") from None
         return json_response(ModelDeleted(name))
 
     # -- inside
 
-    def _registry(self, request: Request, body: LoadAdapter | UnloadAdapter) -> AdapterRegistry:
+    async def _registry(self, request: Request, body: LoadAdapter | UnloadAdapter) -> AdapterRegistry:
         """The one that an administrator means."""
         principal = principal_of(request)
         if not principal.is_admin:
@@ -130,8 +136,11 @@ class AdaptersEndpoint:
             return self._service.adapters.public
         if project_id is None:
             raise InvalidRequest(
-                "an admin key has no project; give 'project', or 'public': true", param="project"
+                "an admin key has no project; give 'project', or 'public': true (stoa adapter: --project, --public)",
+                param="project",
             )
+        if body.project is not None and self._service.office is not None:
+            await self._service.office.projects.get(principal.organization_id, body.project)
         return self._service.adapters.of(project_id)
 
     async def _add(

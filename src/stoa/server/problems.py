@@ -17,6 +17,7 @@ from stoa.errors import (
     EngineUnavailable,
     InvalidRequest,
     QueueFull,
+    QuotaExceeded,
     RateLimited,
     StoaError,
     Unauthorized,
@@ -45,8 +46,12 @@ def problem(error: StoaError) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, EngineUnavailable | DatabaseUnavailable):
         headers["Retry-After"] = "1"
+    elif isinstance(error, QuotaExceeded):
+        headers["x-should-retry"] = "false"  # OpenAI's clients do as it says
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        headers |= error.headers
     return Response(error_body(error), error.status, headers, "application/json")
 
 

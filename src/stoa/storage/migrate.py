@@ -49,7 +49,8 @@ async def upgrade(database: Database, revision: str = "head") -> None:
     if at[0] == (known[-1] if revision == "head" else revision):
         return
     await database.run(lambda connection: _upgrade(connection, revision))
-    log.info("the database's schema is upgraded", was=at[0], now=revision)
+    if at[0] is not None:
+        log.info("the database's schema is upgraded", was=at[0], now=revision)
 
 
 def alembic_config() -> Config:

@@ -57,7 +57,7 @@ class Authority:
         *,
         static_key: str = "",
         open_project: frozenset[str] = NOBODY,
-        ttl_s: float = 10.0,
+        ttl_s: float = 5.0,
         clock: Callable[[], float] = time.time,
         write_uses_s: float = 2.0,
     ) -> None:

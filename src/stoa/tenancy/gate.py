@@ -261,7 +261,16 @@ def refusal(refused: Refused, principal: Principal, model: str = "") -> StoaErro
     if retry_s is None:
         retry_s = _NEVER_RETRY_S if refused.never else _GAUGE_RETRY_S
     advice = "Nothing is allowed here." if refused.never else f"Please try again in {duration(retry_s)}."
-    return RateLimited(f"Rate limit reached{what}: {facts}. {advice}", retry_after_s=retry_s)
+    headers = {} if isinstance(meter, Gauge) else _refusal_headers(_kind(meter), limit, retry_s)
+    return RateLimited(f"Rate limit reached{what}: {facts}. {advice}", retry_after_s=retry_s, headers=headers)
+
+
+def _refusal_headers(kind: str, limit: int, retry_s: float) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{kind}": str(limit),
+        f"x-ratelimit-remaining-{kind}": "0",
+        f"x-ratelimit-reset-{kind}": duration(retry_s),
+    }
 
 
 def _quota_message(meter: Spend, used: int) -> str:
@@ -274,7 +283,7 @@ def _quota_message(meter: Spend, used: int) -> str:
         when = f"It resets on {year}-{month + 1:02}-01 at 00:00 UTC."
     span = "in total" if period == "total" else f"for {period}"
     return (
-        f"{who} has reached its budget {span}: Limit {dollars(meter.limit_nanos or 0)}, "
+        f"{who}: the budget {span} has no room for this request: Limit {dollars(meter.limit_nanos or 0)}, "
         f"Used {dollars(used)} (running requests included), Requested {dollars(meter.take)}. {when}"
     )
 

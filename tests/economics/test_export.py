@@ -14,7 +14,7 @@ from stoa.economics.export import columns, csv_chunks, rows, write_csv, write_pa
 from stoa.economics.records import UsageRecord
 from stoa.economics.tables import LedgerEntry
 from stoa.economics.usage import insert_new
-from stoa.errors import ConfigError
+from stoa.errors import ConfigError, InvalidRequest
 from stoa.storage.database import Database
 from stoa.storage.scope import EVERY_PROJECT, Scope
 
@@ -33,7 +33,8 @@ async def filled(database: Database) -> Database:
         await insert_new(session, database.is_sqlite, records)
         session.add_all(
             LedgerEntry(
-                session_id="s", number=n, project_id=p, key_id=None, model=None, line_item="compute",
+                session_id="s", number=n, project_id=p, key_id=None, model=None,
+                line_item="memory" if p == "b" else "compute",
                 amount_nanos=1 << 60, quantity=n, start_s=T0 + n,
             )
             for n, p in enumerate(["a", None, "b"])
@@ -59,6 +60,7 @@ async def test_csv(filled: Database, tmp_path: Path) -> None:
     assert [(r["project_id"], r["amount_nanos"]) for r in found] == [
         (p, str(1 << 60)) for p in ("a", "", "b")
     ]
+    assert [r["quantity_unit"] for r in found] == ["nanoseconds", "nanoseconds", "byte-milliseconds"]
     assert os.listdir(path.parent) == ["ledger.csv"]
 
 
@@ -79,6 +81,11 @@ async def test_parquet(filled: Database, tmp_path: Path) -> None:
     assert table.column_names == columns("usage")
     assert table["created_at_s"].to_pylist() == [T0 + n for n in range(20)]
     assert table["key_id"].null_count == 20
+    with pytest.raises(InvalidRequest, match=r"^/nope/x cannot be written: No such file or directory$"):
+        await write_parquet(filled, "ledger", EVERY_PROJECT, T0, T0 + 99, Path("/nope/x"))
+    assert await write_parquet(filled, "ledger", EVERY_PROJECT, T0, T0 + 99, path) == 3
+    units = parquet.read_table(path)["quantity_unit"].to_pylist()
+    assert units == ["nanoseconds", "nanoseconds", "byte-milliseconds"]
 
 
 async def test_parquet_without_pyarrow(

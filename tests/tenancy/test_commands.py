@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import structlog
 from typer.testing import CliRunner
 
 from stoa.cli import key, tenant
-from stoa.errors import InvalidRequest, NotFound, StoaError
+from stoa.errors import Conflict, InvalidRequest, NotFound, StoaError
 
 
 class Shell:
@@ -107,7 +108,12 @@ def test_a_key_of_administrators(shell: Shell) -> None:
     ("words", "match"),
     [
         ("key add", "--admin"),
-        ("key add default --admin", "--admin"),
+        ("key add default --admin", "not both"),
+        ("key add default --concurrent 0", "--concurrent is '0'; accepted: a whole number from 1"),
+        (
+            "key revoke sk-stoa-abc",
+            "that looks like a secret; give the key's id, key_…; stoa key list PROJECT",
+        ),
         ("key add --admin --rpm 5", "--admin"),
         ("key add default --expires soon", "90d"),
         ("key add default --expires 0s", "after now"),
@@ -116,8 +122,12 @@ def test_a_key_of_administrators(shell: Shell) -> None:
         ("tenant set default --rpm 0", "from 1"),
         ("tenant set default --budget lots", "USD"),
         ("tenant set default --budget 0", "more than 0"),
-        ("tenant set default --period year", "--budget"),
+        ("tenant set default --period total", "--budget"),
         ("tenant set default --webhook http://x", "--alert"),
+        ("tenant set default --budget 5 --period year", "--period is 'year'; accepted: month, total"),
+        ("tenant set default --alert 5 --webhook http://127.0.0.1:8000/x", "127.0.0.1, which is not"),
+        ("tenant set default --alert 5 --webhook http://[::1]/x", "::1, which is not"),
+        ("tenant set default --alert 5 --webhook http://LOCALHOST/x", "localhost, which is not"),
         ("tenant archive default", "default"),
     ],
 )
@@ -132,3 +142,69 @@ def test_what_is_not_there_is_not_found(shell: Shell, words: str) -> None:
     """By the name that was said."""
     with pytest.raises(NotFound, match="'x'"):
         shell(*words.split())
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["--budget abc", "--alert 0", "--rpm 0", "--period total", "--alert 5 --webhook http://10.0.0.1"],
+)
+def test_what_is_wrong_changes_nothing(shell: Shell, mistake: str) -> None:
+    """Neither what was said before the mistake nor what was said after it."""
+    before = shell.json("tenant", "show", "default")
+    words = ["--name", "X", "--weight", "3", "--tpm", "5", "--concurrent", "3"]
+    with pytest.raises(InvalidRequest):
+        shell("tenant", "set", "default", *words, *mistake.split())
+    assert shell.json("tenant", "show", "default") == before
+
+
+def test_a_key_that_cannot_be_is_not_made(shell: Shell) -> None:
+    """A wrong limit leaves no key behind whose secret nobody saw."""
+    with pytest.raises(InvalidRequest):
+        shell("key", "add", "default", "--concurrent", "0")
+    assert shell.json("key", "list", "default") == []
+
+
+def test_names_are_taken_once(shell: Shell) -> None:
+    """By active tenants; the refusal says by which."""
+    made = shell.json("tenant", "add", "Acme")
+    shell("tenant", "add", "Other")
+    for words in (("add", " Acme"), ("set", "Other", "--name", "Acme")):
+        with pytest.raises(Conflict, match=made["id"]):
+            shell("tenant", *words)
+    shell("tenant", "set", "Acme", "--name", "Acme")
+    shell("tenant", "archive", "Acme")
+    with pytest.raises(Conflict, match="archived"):
+        shell("tenant", "set", made["id"], "--budget", "none")
+    assert shell.json("tenant", "add", "Acme")["id"] != made["id"]
+
+
+def test_an_alert_of_the_same_amount_is_changed(shell: Shell) -> None:
+    """And each is shown on a line, without what it has not."""
+    for words in ("40", "40.00", "40 --webhook https://example.com", "50"):
+        shell("tenant", "set", "default", "--alert", *words.split())
+    shown = shell("tenant", "show", "default").splitlines()
+    assert [line.split() for line in shown[-2:]] == [
+        ["alerts", "usd=40.00", "webhook=https://example.com"],
+        ["usd=50.00"],
+    ]
+
+
+def test_times_are_for_people(shell: Shell) -> None:
+    """In tables, in UTC; JSON keeps Unix seconds."""
+    time = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    key = shell.json("key", "add", "default", "--expires", "1d")
+    for words in (("tenant", "show", "default"), ("tenant", "list"), ("key", "list", "default")):
+        assert re.search(time, shell(*words))
+    assert re.search(rf"old_secret_until +{time}", shell("key", "rotate", key["id"], "--overlap", "1h"))
+    assert re.search("old_secret_until +now", shell("key", "rotate", key["id"]))
+    assert shell.json("key", "rotate", key["id"])["old_secret_until"] is None
+    assert isinstance(shell.json("key", "rotate", key["id"], "--overlap", "1h")["old_secret_until"], int)
+
+
+def test_a_secret_is_not_repeated(shell: Shell) -> None:
+    """Where a key's id belongs."""
+    secret = shell.json("key", "add", "default")["secret"]
+    for verb in ("rotate", "revoke"):
+        with pytest.raises(InvalidRequest) as refused:
+            shell("key", verb, secret)
+        assert secret not in refused.value.message

@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stoa.cli.price import on_database, table
+from stoa.cli.administration import AsJson, Db, Home, on_database, table
 from stoa.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from stoa.economics.cost_report import CostCell
     from stoa.storage.database import Database
 
-By = Literal["project", "key", "model", "line-item"]
 _GROUPS = {
     "project": ["project_id"],
     "key": ["project_id", "api_key_id"],
     "model": ["model"],
     "line-item": ["line_item"],
 }
+_NAMES = {"project_id": "project_name", "api_key_id": "api_key_name"}
 _DAY_S = 86_400
 _USUAL_DAYS = 30
+Names = dict[str, dict[str, str]]  # of what is grouped by, names by id
 
 
 def costs(
@@ -32,23 +33,31 @@ def costs(
         str | None, typer.Option("--from", help="date or time, UTC; default: 30 days ago")
     ] = None,
     until: Annotated[str | None, typer.Option("--to", help="up to here; default: now")] = None,
-    by: Annotated[By, typer.Option("--by", help="project, key, model or line-item")] = "project",
+    by: Annotated[str, typer.Option("--by", metavar="|".join(_GROUPS), help="whose or what for")] = "project",
     spread_idle: Annotated[
         bool,
         typer.Option("--spread-idle", help="divide idle and lost time among who used something that day"),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: AsJson = False,
     csv: Annotated[Path | None, typer.Option(help="write the ledger's entries to this file instead")] = None,
     parquet: Annotated[Path | None, typer.Option(help="the same as Parquet; needs pyarrow")] = None,
-    home: Annotated[str | None, typer.Option("--home", help="folder of all state")] = None,
+    home: Home = None,
+    db: Db = None,
 ) -> None:
     """Show what was spent, in US dollars, by project, key, model or line item."""
+    from stoa.tenancy.checks import check_choice
+
     start_s, end_s = _range(since, until)
+    groups = _GROUPS[check_choice(by, _GROUPS, "--by")]
     if csv is not None or parquet is not None:
-        _export(home, start_s, end_s, csv, parquet)
+        _export(home, db, start_s, end_s, csv, parquet)
         return
-    cells = on_database(home, lambda db: _sums(db, start_s, end_s, _GROUPS[by], spread_idle))
-    print(_json(cells, start_s, end_s) if as_json else _text(cells, _GROUPS[by]))
+
+    async def work(database: Database) -> tuple[list[CostCell], Names]:
+        return await _sums(database, start_s, end_s, groups, spread_idle), await _names(database, groups)
+
+    cells, names = on_database(home, db, work)
+    print(_json(cells, names, start_s, end_s) if as_json else _text(cells, names))
 
 
 def _range(since: str | None, until: str | None) -> tuple[int, int]:
@@ -75,13 +84,22 @@ async def _sums(
     return regroup(cells, by, whole=True)
 
 
-def _json(cells: list[CostCell], start_s: int, end_s: int) -> str:
-    results = [{**c.groups, "amount_nanos": c.amount_nanos} for c in cells]
+async def _names(database: Database, by: list[str]) -> Names:
+    from stoa.tenancy.office import open_office
+    from stoa.tenancy.principal import DEFAULT_ORGANIZATION
+
+    office = open_office(database)
+    sources = {"project_id": office.projects.names, "api_key_id": office.keys.names}
+    return {name: await sources[name](DEFAULT_ORGANIZATION) for name in by if name in sources}
+
+
+def _json(cells: list[CostCell], names: Names, start_s: int, end_s: int) -> str:
+    results = [{**_groups(c, names), "amount_nanos": c.amount_nanos} for c in cells]
     total = sum(c.amount_nanos for c in cells)
     return json.dumps({"start_time": start_s, "end_time": end_s, "total_nanos": total, "results": results})
 
 
-def _text(cells: list[CostCell], by: list[str]) -> str:
+def _text(cells: list[CostCell], names: Names) -> str:
     from stoa.economics.money import format_usd
 
     if not cells:
@@ -89,20 +107,35 @@ def _text(cells: list[CostCell], by: list[str]) -> str:
     total = sum(c.amount_nanos for c in cells)
     rows: list[dict[str, Any]] = [
         {
-            **{name: c.groups[name] or "(nobody)" for name in by},
+            **{k: v or ("" if k in _NAMES.values() else "(nobody)") for k, v in _groups(c, names).items()},
             "USD": format_usd(c.amount_nanos),
             "share": f"{c.amount_nanos / total:.1%}" if total else "",
         }
         for c in sorted(cells, key=lambda c: -c.amount_nanos)
     ]
-    first, *others = by
-    rows.append({first: "total", **dict.fromkeys(others, ""), "USD": format_usd(total), "share": ""})
+    first, *others = rows[0]
+    rows.append({first: "total", **dict.fromkeys(others, ""), "USD": format_usd(total)})
     return table(rows)
 
 
-def _export(home: str | None, start_s: int, end_s: int, csv: Path | None, parquet: Path | None) -> None:
-    from stoa.economics.export import write_csv, write_parquet
+def _groups(cell: CostCell, names: Names) -> dict[str, str | None]:
+    """What the cell is of, each id with its name after it."""
+    found: dict[str, str | None] = {}
+    for group, value in cell.groups.items():
+        found[group] = value
+        if group in names:
+            found[_NAMES[group]] = names[group].get(value or "")
+    return found
+
+
+def _export(
+    home: str | None, db: str | None, start_s: int, end_s: int, csv: Path | None, parquet: Path | None
+) -> None:
+    from stoa.economics.export import import_arrow, write_csv, write_parquet
     from stoa.storage.scope import EVERY_PROJECT
+
+    if parquet is not None:
+        import_arrow()  # before anything is written
 
     async def write(database: Database) -> None:
         for path, save in ((csv, write_csv), (parquet, write_parquet)):
@@ -110,4 +143,4 @@ def _export(home: str | None, start_s: int, end_s: int, csv: Path | None, parque
                 count = await save(database, "ledger", EVERY_PROJECT, start_s, end_s, path)
                 print(f"{path}: {count} entries")
 
-    on_database(home, write)
+    on_database(home, db, write)

@@ -19,7 +19,7 @@ from stoa.cli.administration import (
     show_all,
     with_office,
 )
-from stoa.errors import InvalidRequest
+from stoa.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from stoa.tenancy.keys import ApiKey, NewKey
@@ -115,8 +115,11 @@ def rotate(
     async def work(office: Office) -> dict[str, Any]:
         key = await office.keys.find(_ORGANIZATION, key_id)
         owner = (key.organization_id, key.project_id)
-        return _new_facts(await office.keys.rotate(*owner, key.id, actor=ACTOR, overlap_s=overlap_s))
+        new = await office.keys.rotate(*owner, key.id, actor=ACTOR, overlap_s=overlap_s)
+        until = new.key.previous_until
+        return {**_new_facts(new), "old_secret_until": until if until or as_json else "now"}
 
+    _check_id(key_id)
     show(with_office(home, db, work), as_json)
 
 
@@ -129,12 +132,24 @@ def revoke(key_id: str, home: Home = None, db: Db = None, as_json: AsJson = Fals
         await office.keys.revoke(key.organization_id, key.project_id, key.id, actor=ACTOR)
         return {"id": key.id, "revoked": True}
 
+    _check_id(key_id)
     show(with_office(home, db, work), as_json)
 
 
 def _check_owner(project: str | None, admin: bool) -> None:
-    if admin == (project is not None):
+    if admin and project is not None:
+        raise InvalidRequest("say a PROJECT or --admin, not both", param="project")
+    if not admin and project is None:
         raise InvalidRequest("say a PROJECT, or --admin", param="project")
+
+
+def _check_id(key_id: str) -> None:
+    """That it can be one. A secret, given by mistake, is not repeated."""
+    accepted = "give the key's id, key_…; stoa key list PROJECT shows it"
+    if key_id.strip().startswith("sk-"):
+        raise InvalidRequest(f"that looks like a secret; {accepted}", param="key_id")
+    if not key_id.startswith("key_"):
+        raise NotFound(f"no key {key_id!r}; {accepted}", param="key_id")
 
 
 async def _project_id(office: Office, project: str | None) -> str | None:

@@ -17,9 +17,11 @@ from stoa.cli.administration import (
     show_all,
     with_office,
 )
-from stoa.errors import InvalidRequest, NotFound
+from stoa.errors import Conflict, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
+    from stoa.tenancy.budgets import SpendAlert, SpendLimit
+    from stoa.tenancy.checks import Keep
     from stoa.tenancy.office import Office
     from stoa.tenancy.projects import Project
 
@@ -41,6 +43,7 @@ def add(
     """Make a tenant named NAME."""
 
     async def work(office: Office) -> dict[str, Any]:
+        await _check_free(office, name)
         return _facts(await office.projects.create(_ORGANIZATION, name, actor=ACTOR, weight=weight))
 
     show(with_office(home, db, work), as_json)
@@ -98,26 +101,39 @@ def set_(
     as_json: AsJson = False,
 ) -> None:
     """Change TENANT: requests and tokens a minute, requests at a time, budget, alerts. What is not named stays."""
-    from stoa.tenancy.checks import KEEP
+    from stoa.tenancy.budgets import check_webhook
+    from stoa.tenancy.checks import KEEP, check_choice, check_name, check_weight
 
     if webhook is not None and alert in (None, "none"):
         raise InvalidRequest("--webhook goes with --alert USD", param="webhook")
+    new_name = KEEP if name is None else check_name(name, "--name")
+    new_weight = KEEP if weight is None else check_weight(weight)
     counts: dict[str, Any] = {
         "requests_per_minute": parse_count(rpm, "--rpm"),
         "tokens_per_minute": parse_count(tpm, "--tpm"),
         "concurrent_requests": parse_count(concurrent, "--concurrent"),
     }
+    hard_nanos, threshold_nanos = _parse_money(budget, "--budget"), _parse_money(alert, "--alert")
+    if period is not None:
+        check_choice(period, ("month", "total"), "--period")
+    check_webhook(webhook, "--webhook")
 
     async def work(office: Office) -> dict[str, Any]:
         project = await office.projects.find(_ORGANIZATION, tenant)
         owner = (project.organization_id, project.id)
+        if project.is_archived:
+            raise Conflict(f"tenant {tenant!r} is archived")
+        if name is not None:
+            await _check_free(office, name, project.id)
+        if hard_nanos is KEEP and period is not None and await _budget(office, project) is None:
+            raise InvalidRequest("--period goes with --budget USD", param="period")
+        # All that was said is good: from here on it is written.
         if name is not None or weight is not None:
-            new_name, new_weight = KEEP if name is None else name, KEEP if weight is None else weight
             project = await office.projects.update(*owner, actor=ACTOR, name=new_name, weight=new_weight)
         if any(value is not KEEP for value in counts.values()):
             await office.limits.update_project(*owner, actor=ACTOR, **counts)
-        await _set_budget(office, project, budget, period)
-        await _set_alert(office, project, alert, webhook)
+        await _set_budget(office, project, hard_nanos, period)
+        await _set_alert(office, project, threshold_nanos, webhook)
         return await _all_facts(office, project)
 
     show(with_office(home, db, work), as_json)
@@ -134,38 +150,79 @@ def archive(tenant: str, home: Home = None, db: Db = None, as_json: AsJson = Fal
     show(with_office(home, db, work), as_json)
 
 
-async def _set_budget(office: Office, project: Project, budget: str | None, period: str | None) -> None:
-    from stoa.economics.money import parse_usd
+async def _check_free(office: Office, name: str, but: str | None = None) -> None:
+    """That no other active tenant has the name. Raises Conflict."""
+    others = [p.id for p in await office.projects.named(_ORGANIZATION, name.strip()) if p.id != but]
+    if others:
+        raise Conflict(f"a tenant is named {name.strip()!r} already: {others[0]}", param="name")
 
-    if budget is None and period is None:
+
+def _parse_money(text: str | None, flag: str) -> int | Keep | None:
+    """Nano-dollars. Not given: KEEP. "none": None. Raises InvalidRequest."""
+    from stoa.economics.money import parse_usd
+    from stoa.tenancy.checks import KEEP, check_nanos
+
+    if text is None or text == "none":
+        return KEEP if text is None else None
+    return check_nanos(parse_usd(text), flag)
+
+
+async def _set_budget(
+    office: Office, project: Project, hard_nanos: int | Keep | None, period: str | None
+) -> None:
+    from stoa.tenancy.checks import KEEP
+
+    if hard_nanos is KEEP and period is None:
         return
     owner = (project.organization_id, project.id)
-    if budget == "none":
-        await office.budgets.remove(*owner, actor=ACTOR)
-        return
-    try:
-        before = await office.budgets.get(*owner)
-    except NotFound:
-        before = None
-    if budget is None and before is None:
-        raise InvalidRequest("--period goes with --budget USD", param="period")
-    hard_nanos = before.hard_nanos if budget is None and before else parse_usd(budget or "")
+    before = await _budget(office, project)
+    if hard_nanos is KEEP:
+        hard_nanos = before.hard_nanos if before else None
     period = period or (before.period if before else "month")
-    await office.budgets.set(*owner, actor=ACTOR, hard_nanos=hard_nanos, period=period)
+    if hard_nanos is not None:
+        await office.budgets.set(*owner, actor=ACTOR, hard_nanos=hard_nanos, period=period)
+    elif before is not None:
+        await office.budgets.remove(*owner, actor=ACTOR)
 
 
-async def _set_alert(office: Office, project: Project, alert: str | None, webhook: str | None) -> None:
-    from stoa.economics.money import parse_usd
+async def _set_alert(
+    office: Office, project: Project, threshold_nanos: int | Keep | None, webhook: str | None
+) -> None:
+    """An alert at the same amount is changed. None: there are none any more."""
+    from stoa.tenancy.checks import KEEP
+
+    if threshold_nanos is KEEP:
+        return
+    owner, budgets = (project.organization_id, project.id), office.budgets
+    alerts = await _alerts(office, project)
+    same = [alert.id for alert in alerts if alert.threshold_nanos == threshold_nanos]
+    if threshold_nanos is None:
+        for alert in alerts:
+            await budgets.remove_alert(*owner, alert.id, actor=ACTOR)
+    elif not same:
+        await budgets.add_alert(*owner, actor=ACTOR, threshold_nanos=threshold_nanos, webhook_url=webhook)
+    elif webhook is not None:
+        await budgets.update_alert(*owner, same[0], actor=ACTOR, webhook_url=webhook)
+
+
+async def _budget(office: Office, project: Project) -> SpendLimit | None:
+    try:
+        return await office.budgets.get(project.organization_id, project.id)
+    except NotFound:
+        return None
+
+
+async def _alerts(office: Office, project: Project) -> list[SpendAlert]:
     from stoa.tenancy.pages import Cut
 
-    owner = (project.organization_id, project.id)
-    if alert == "none":
-        while found := (await office.budgets.alerts(*owner, Cut(limit=100))).items:
-            for one in found:
-                await office.budgets.remove_alert(*owner, one.id, actor=ACTOR)
-    elif alert is not None:
-        threshold = parse_usd(alert)
-        await office.budgets.add_alert(*owner, actor=ACTOR, threshold_nanos=threshold, webhook_url=webhook)
+    found: list[SpendAlert] = []
+    cut = Cut(limit=100)
+    while True:
+        page = await office.budgets.alerts(project.organization_id, project.id, cut)
+        found.extend(page.items)
+        if not page.has_more:
+            return found
+        cut = Cut(after=page.items[-1].id, limit=100)
 
 
 def _facts(project: Project) -> dict[str, Any]:
@@ -180,15 +237,10 @@ def _facts(project: Project) -> dict[str, Any]:
 
 async def _all_facts(office: Office, project: Project) -> dict[str, Any]:
     from stoa.economics.money import format_usd
-    from stoa.tenancy.pages import Cut
 
     owner = (project.organization_id, project.id)
     limits = (await office.limits.of_project(*owner)).limits
-    try:
-        budget = await office.budgets.get(*owner)
-    except NotFound:
-        budget = None
-    alerts = (await office.budgets.alerts(*owner, Cut(limit=100))).items
+    budget = await _budget(office, project)
     return {
         **_facts(project),
         "requests_per_minute": limits.requests_per_minute,
@@ -198,6 +250,6 @@ async def _all_facts(office: Office, project: Project) -> dict[str, Any]:
         "budget_period": budget.period if budget else None,
         "alerts": [
             {"usd": format_usd(a.threshold_nanos), "webhook": a.webhook_url, "recipients": [*a.recipients]}
-            for a in alerts
+            for a in sorted(await _alerts(office, project), key=lambda a: a.threshold_nanos)
         ],
     }

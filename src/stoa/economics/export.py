@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Select, select
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import BigInteger, ColumnElement, Select, case, select
 
 from stoa.economics.tables import LedgerEntry, UsageRow
-from stoa.errors import ConfigError
+from stoa.errors import ConfigError, InvalidRequest
 from stoa.storage.database import Database
 from stoa.storage.scope import Scope
 
@@ -31,9 +32,12 @@ _COLUMNS: dict[str, list[str]] = {
     ],
     "ledger": [
         "start_s", "session_id", "number", "project_id", "key_id", "model", "line_item", "amount_nanos",
-        "quantity",
+        "quantity", "quantity_unit",
     ],
 }  # fmt: skip
+_QUANTITY_UNIT = case(
+    (LedgerEntry.line_item.in_(("memory", "idle memory")), "byte-milliseconds"), else_="nanoseconds"
+).label("quantity_unit")
 
 
 def columns(what: What) -> list[str]:
@@ -63,47 +67,54 @@ async def csv_chunks(
 async def write_csv(
     database: Database, what: What, scope: Scope, start_s: int, end_s: int, path: Path
 ) -> int:
-    """How many rows; `path` is there only if all of them are."""
+    """How many rows; `path` is there only if all of them are. Raises InvalidRequest if it cannot be written."""
     count = -1  # the header
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            async for text in csv_chunks(database, what, scope, start_s, end_s):
-                file.write(text)
-                count += text.count("\n")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _whole(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        async for text in csv_chunks(database, what, scope, start_s, end_s):
+            file.write(text)
+            count += text.count("\n")
     return count
 
 
 async def write_parquet(
     database: Database, what: What, scope: Scope, start_s: int, end_s: int, path: Path
 ) -> int:
-    """How many rows; `path` is there only if all of them are. ConfigError without pyarrow."""
-    arrow, parquet = _import_arrow()
+    """How many rows; `path` is there only if all of them are. Raises ConfigError without pyarrow, InvalidRequest
+    if the file cannot be written."""
+    arrow, parquet = import_arrow()
     schema = arrow.schema(
         [(c.key, arrow.int64() if _is_whole(c) else arrow.string()) for c in _attributes(what)]
     )
     count = 0
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with parquet.ParquetWriter(beside, schema) as file:
-            async for part in rows(database, what, scope, start_s, end_s):
-                arrays = [
-                    arrow.array(values, f.type)
-                    for values, f in zip(zip(*part, strict=True), schema, strict=True)
-                ]
-                file.write_table(arrow.Table.from_arrays(arrays, schema=schema))
-                count += len(part)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _whole(path) as beside, parquet.ParquetWriter(beside, schema) as file:
+        async for part in rows(database, what, scope, start_s, end_s):
+            arrays = [
+                arrow.array(values, f.type) for values, f in zip(zip(*part, strict=True), schema, strict=True)
+            ]
+            file.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+            count += len(part)
     return count
 
 
-def _import_arrow() -> tuple[Any, Any]:
-    """Here because it is optional and slow to import."""
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place in the end, if nothing went wrong."""
+    if not path.name:
+        raise InvalidRequest(f"{path} is not the name of a file")
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InvalidRequest(f"{path} cannot be written: {reason}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def import_arrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet: optional, and slow to import. Raises ConfigError."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -112,12 +123,12 @@ def _import_arrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _attributes(what: What) -> list[InstrumentedAttribute[Any]]:
+def _attributes(what: What) -> list[ColumnElement[Any]]:
     table = UsageRow if what == "usage" else LedgerEntry
-    return [getattr(table, name) for name in _COLUMNS[what]]
+    return [_QUANTITY_UNIT if name == "quantity_unit" else getattr(table, name) for name in _COLUMNS[what]]
 
 
-def _is_whole(column: InstrumentedAttribute[Any]) -> bool:
+def _is_whole(column: ColumnElement[Any]) -> bool:
     return isinstance(column.type, BigInteger)
 
 

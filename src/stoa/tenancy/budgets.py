@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from stoa.errors import NotFound
+from stoa.errors import InvalidRequest, NotFound
 from stoa.storage.base import new_id
 from stoa.tenancy import tables
+from stoa.tenancy.alerts import is_public
 from stoa.tenancy.checks import (
     KEEP,
     Keep,
@@ -210,6 +213,25 @@ def period_of(row: tables.Budget) -> Period:
     return "total" if row.period == "total" else "month"
 
 
+def check_webhook(url: object, param: str = "webhook_url") -> str | None:
+    """As far as can be told without asking anybody: where a name leads is looked at before each call. Raises
+    InvalidRequest."""
+    found = check_url(url, param)
+    if found is None:
+        return None
+    host = (urlsplit(found).hostname or "").rstrip(".")
+    try:
+        is_open = is_public(str(ip_address(host)))
+    except ValueError:  # a name
+        is_open = host != "localhost" and not host.endswith(".localhost")
+    if not is_open:
+        raise InvalidRequest(
+            f"{param} is at {host}, which is not an address of the open internet: it would never be called",
+            param=param,
+        )
+    return found
+
+
 def _checked(
     threshold_nanos: object, webhook_url: object, recipients: object, subject_prefix: object
 ) -> dict[str, Any]:
@@ -217,7 +239,7 @@ def _checked(
     if threshold_nanos is not KEEP:
         said["threshold_nanos"] = check_nanos(threshold_nanos, "threshold_nanos")
     if webhook_url is not KEEP:
-        said["webhook_url"] = check_url(webhook_url)
+        said["webhook_url"] = check_webhook(webhook_url)
     if recipients is not KEEP:
         said["recipients"] = check_recipients(recipients)
     if subject_prefix is not KEEP:

@@ -122,6 +122,13 @@ class Keys:
             raise NotFound(f"no key {key_id!r}", param="key_id")
         return api_key(found)
 
+    async def names(self, organization_id: str) -> dict[str, str]:
+        """By id, of all keys of the organization, revoked ones too."""
+        key = tables.ApiKey
+        query = select(key.id, key.name).where(key.organization_id == organization_id)
+        async with self._desk.look() as session:
+            return {row.id: row.name for row in await session.execute(query)}
+
     async def update(
         self,
         organization_id: str,

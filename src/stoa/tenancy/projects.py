@@ -80,17 +80,34 @@ class Projects:
         Raises NotFound, InvalidRequest if several have the name.
         """
         row = tables.Project
-        query = select(row).where(row.organization_id == organization_id)
+        query = select(row).where(row.organization_id == organization_id, row.id == name_or_id)
         async with self._desk.look() as session:
-            if (found := await session.scalar(query.where(row.id == name_or_id))) is not None:
+            if (found := await session.scalar(query)) is not None:
                 return _project(found)
-            named = query.where(row.name == name_or_id, row.archived_at.is_(None)).limit(2)
-            several = list(await session.scalars(named))
+        several = await self.named(organization_id, name_or_id)
         if not several:
             raise NotFound(f"no project {name_or_id!r}", param="project")
         if len(several) > 1:
-            raise InvalidRequest(f"several projects are named {name_or_id!r}; say the id", param="project")
-        return _project(several[0])
+            ids = ", ".join(project.id for project in several)
+            raise InvalidRequest(
+                f"several projects are named {name_or_id!r}; say the id: {ids}", param="project"
+            )
+        return several[0]
+
+    async def named(self, organization_id: str, name: str) -> tuple[Project, ...]:
+        """The active ones of that name, oldest first."""
+        row = tables.Project
+        query = select(row).where(row.organization_id == organization_id, row.name == name)
+        query = query.where(row.archived_at.is_(None)).order_by(row.created_at, row.id)
+        async with self._desk.look() as session:
+            return tuple(map(_project, await session.scalars(query)))
+
+    async def names(self, organization_id: str) -> dict[str, str]:
+        """By id, of all, archived ones too."""
+        project = tables.Project
+        query = select(project.id, project.name).where(project.organization_id == organization_id)
+        async with self._desk.look() as session:
+            return {row.id: row.name for row in await session.execute(query)}
 
     async def update(
         self,

@@ -171,7 +171,7 @@ class FakeReplica:
         self.calls.append(("forget", adapter_id))
 
 
-EVERYBODY = Principal("default", "default", None, frozenset({"all", "admin"}))
+EVERYBODY = Principal("default", "default", "key_test", frozenset({"all", "admin"}))
 
 
 @dataclass

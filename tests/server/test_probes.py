@@ -71,7 +71,7 @@ async def test_metrics(http: httpx.AsyncClient, replica: FakeReplica, registry: 
         "stoa:e2e_request_latency_seconds_count": 2,
     }
     assert {k: found.get(k) for k in expected} == expected
-    label = "{max_lora=64,running_lora_adapters=poet,waiting_lora_adapters=ffffffffffff}"
+    label = "{max_lora=64,running_lora_adapters=poet,waiting_lora_adapters=private}"
     assert found[f"stoa:lora_requests_info{label}"] > 1e9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 
 from stoa.server import Service
 from tests.server.conftest import http_client, make_service
-from tests.server.fakes import FakeAuthority, FakeReplica
+from tests.server.fakes import EVERYBODY, FakeAuthority, FakeReplica
 
 CHAT = {"model": "org/base", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "org/base", "prompt": "hi"}
@@ -250,3 +251,25 @@ async def test_keys(replica: FakeReplica) -> None:
         right = {"Authorization": "Bearer sésame".encode()}
         assert (await http.get("/v1/models", headers=right)).status_code == 200
         assert (await http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:8000"}, 200),
+        ({"host": "localhost"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1:8000", "origin": "http://localhost:3000"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "http://evil.example"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "null"}, 403),
+    ],
+)
+async def test_without_keys_only_this_host_is_trusted(
+    replica: FakeReplica, headers: dict[str, str], status: int
+) -> None:
+    """Another host's web page must not administer the service through somebody's browser."""
+    authority = FakeAuthority(principal=dataclasses.replace(EVERYBODY, key_id=None))
+    async with http_client(make_service(replica, authority=authority)) as http:
+        assert (await http.get("/v1/models", headers=headers)).status_code == status

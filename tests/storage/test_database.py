@@ -224,3 +224,22 @@ def test_sqlite_errors_are_sorted_by_their_code() -> None:
     missing.sqlite_errorcode, full.sqlite_errorcode = sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FULL
     assert not _is_outage(OperationalError("", {}, missing))
     assert _is_outage(OperationalError("", {}, full))
+
+
+async def test_a_deleted_file_is_unavailable(tmp_path: Path, sqlite_template: Path) -> None:
+    """Writing to a file that is no longer there would seem to work; a new one in its place is another database."""
+    file = tmp_path / "stoa.db"
+    shutil.copy(sqlite_template, file)
+    database = Database(f"sqlite+aiosqlite:///{file}")
+    async with database.begin(EVERY_PROJECT) as session:
+        await session.execute(text("SELECT 1"))
+    file.unlink()
+    with pytest.raises(DatabaseUnavailable):
+        async with database.begin(EVERY_PROJECT):
+            pass
+    shutil.copy(sqlite_template, file)
+    with pytest.raises(DatabaseUnavailable):
+        async with database.begin(EVERY_PROJECT):
+            pass
+    assert not database.healthy
+    await database.close()

@@ -344,6 +344,27 @@ async def test_an_open_service_knows_everybody(database_url: str, scopes: frozen
         assert await house.refuses(secret)
 
 
+async def test_the_first_key_closes_an_open_service(database_url: str) -> None:
+    """At once if it is made here, after a while if it is made elsewhere; and for good, also when it is revoked."""
+    for here in (True, False):
+        house = House(database_url, open_project=ANYBODY_HERE, until_keys=True)
+        try:
+            if here:
+                assert (await house.authority.authenticate(None)).is_admin
+            office = house.office if here else house.other_office
+            new = await office.keys.create(ORG, None, actor="cli", name="first")
+            if not here:
+                house.clock.now += 2 * TTL_S
+            with pytest.raises(Unauthorized):
+                await house.authority.authenticate(None)
+            assert (await house.authority.authenticate(new.secret)).is_admin
+            await office.keys.revoke(ORG, None, new.key.id, actor="cli")
+            with pytest.raises(Unauthorized):
+                await house.authority.authenticate(None)
+        finally:
+            await house.close()
+
+
 async def test_uses_are_written_together_and_seldom(house: House) -> None:
     """Once a minute for a key at most, at the latest when the service ends."""
     project, key, secret = await make_key(house.office)

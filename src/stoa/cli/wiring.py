@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
-from sqlalchemy import select
 
 from stoa.config import Settings
 from stoa.economics.estimate import CostEstimate
@@ -26,13 +25,13 @@ from stoa.storage.migrate import upgrade
 from stoa.storage.scope import EVERY_PROJECT
 from stoa.tenancy.alerts import Webhooks
 from stoa.tenancy.authority import ANYBODY, ANYBODY_HERE, NOBODY, Authority
+from stoa.tenancy.facts import any_keys
 from stoa.tenancy.gate import Gate, Payer
 from stoa.tenancy.metering import Metering
 from stoa.tenancy.meters.interface import Meters
 from stoa.tenancy.meters.memory import MemoryMeters
 from stoa.tenancy.office import Office, open_office
 from stoa.tenancy.secret import is_well_formed
-from stoa.tenancy.tables import ApiKey
 
 log = structlog.get_logger("stoa.tenancy")
 
@@ -85,7 +84,9 @@ async def open_tenancy(settings: Settings, *, loopback: bool) -> Tenancy:
     estimate = CostEstimate(ledger.hourly_nanos(time.time()))
     keys_wanted = await _keys_wanted(settings, database, loopback)
     scopes = NOBODY if keys_wanted else ANYBODY_HERE if loopback else ANYBODY
-    authority = Authority(database, static_key=settings.api_key, open_project=scopes)
+    authority = Authority(
+        database, static_key=settings.api_key, open_project=scopes, until_keys=settings.auth == "auto"
+    )
     office = open_office(database, changed=authority.invalidate)
     bell = Bell(office, Webhooks(_secret(settings.home_path / "webhook-secret"), clock=time.time))
 
@@ -146,14 +147,14 @@ async def _keys_wanted(settings: Settings, database: Database, loopback: bool) -
     if settings.api_key:
         return True
     async with database.read(EVERY_PROJECT) as session:
-        have_keys = await session.scalar(select(ApiKey.id).where(ApiKey.revoked_at.is_(None)).limit(1))
-    if have_keys is None and not loopback:
+        have_keys = await any_keys(session)
+    if not have_keys and not loopback:
         raise ConfigError(
             f"binding {settings.host} without keys lets anybody in; make one (stoa key add default), give --api-key, "
             "or --auth open to accept that",
             param="auth",
         )
-    return have_keys is not None
+    return have_keys
 
 
 def _start_of(period: str) -> int:

@@ -131,10 +131,12 @@ class LocalReplica:
             await asyncio.sleep(0.02)
         self._stopped = True
         if self._writer is not None:
+            for request_id in self._sent:  # so that the engine tells what they have used
+                self._send(Cancel(request_id))
             self._send(Drain())
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), 2.0 if not self._live else 0.1)
+                await asyncio.wait_for(self._process.wait(), 2.0)
         await self._kill()
         if self._watcher is not None:
             await self._watcher

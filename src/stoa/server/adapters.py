@@ -29,6 +29,7 @@ from stoa.server.edge import note, principal_of, project_of
 from stoa.server.models import adapter_card
 from stoa.server.service import Service
 from stoa.server.wire import body_reader, json_response
+from stoa.tenancy.principal import DEFAULT_ORGANIZATION
 
 if TYPE_CHECKING:
     from stoa.engine.adapters.registry import AdapterEntry, AdapterRegistry
@@ -133,6 +134,8 @@ class AdaptersEndpoint:
             )
         project_id = body.project or principal.project_id
         if body.public:
+            if principal.organization_id != DEFAULT_ORGANIZATION:
+                raise PermissionDenied("public adapters are for administrators of the default organization")
             return self._service.adapters.public
         if project_id is None:
             raise InvalidRequest(

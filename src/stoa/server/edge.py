@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -68,6 +70,8 @@ class Edge:
         try:
             if scope["path"].startswith("/v1/"):
                 scope["stoa.principal"] = principal = await self._authority.authenticate(_secret(scope))
+                if principal.key_id is None and principal.is_admin:
+                    _check_local(Headers(scope=scope))
                 facts.update(project=principal.project_id, key=principal.key_id)
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
@@ -93,6 +97,23 @@ class Edge:
             request_id=request_id,
             **facts,
         )
+
+
+def _check_local(headers: Headers) -> None:
+    """Without keys this host alone is trusted: a web page of another one must not speak through a browser here.
+    Raises PermissionDenied."""
+    said = {"Host": f"http://{headers.get('host', '')}", "Origin": headers.get("origin", "http://localhost")}
+    for name, url in said.items():
+        if not _is_local(url):
+            raise PermissionDenied(f"{name} {url[:100]!r} is not this host; make a key to serve others")
+
+
+def _is_local(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _secret(scope: Scope) -> str | None:

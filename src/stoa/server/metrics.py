@@ -127,7 +127,7 @@ def _engine_families(stats: EngineStats, service: Service, names: dict[str, str]
         "stoa:lora_requests_info", "Adapters in use; the value is the time", labels=labels
     )
     running, waiting = (
-        ",".join(sorted(names.get(i, i[:12]) for i in ids))
+        ",".join(sorted({names.get(i, "private") for i in ids}))
         for ids in (stats.running_adapters, stats.waiting_adapters)
     )
     lora.add_metric([str(service.max_lora), running, waiting], time.time())

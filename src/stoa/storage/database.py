@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -67,6 +68,8 @@ class Database:
         self._engine = self._open(command_timeout_s=_COMMAND_TIMEOUT_S, pool_pre_ping=not self.is_sqlite)
         # The same pool; on SQLite its transactions take no lock.
         self._reading = self._engine.execution_options(stoa_read_only=True)
+        self._file = make_url(url).database if self.is_sqlite else None
+        self._opened: tuple[int, int] | None = None  # device and inode of `_file`
         # Who writes to SQLite waits here for its turn, and not in SQLite, which gives turns to whoever asks last.
         self._turn = asyncio.Lock() if self.is_sqlite else None
         self._sessions = async_sessionmaker(sync_session_class=ScopedSession, expire_on_commit=False)
@@ -99,6 +102,7 @@ class Database:
         turn = contextlib.nullcontext() if read_only or self._turn is None else self._turn
         try:
             async with turn, self._sessions(bind=engine) as session:
+                self._check_file()
                 set_scope(session.sync_session, scope, read_only=read_only)
                 async with session.begin():
                     yield session
@@ -109,6 +113,22 @@ class Database:
             if _is_outage(error):
                 self._lost(error)
             raise
+
+    def _check_file(self) -> None:
+        """That SQLite's file is still the one that was opened: writing to a deleted one would seem to work. Raises
+        FileNotFoundError."""
+        if self._file is None:
+            return
+        try:
+            stat = os.stat(self._file)
+        except FileNotFoundError:
+            if self._opened is None:
+                return  # a new one is about to be made
+            raise
+        if self._opened is None:
+            self._opened = (stat.st_dev, stat.st_ino)
+        elif self._opened != (stat.st_dev, stat.st_ino):
+            raise FileNotFoundError(f"{self._file} is another file now")
 
     async def run(self, work: Callable[[Connection], None]) -> None:
         """`work` in one transaction on a connection of its own, with no limit of time and outside any scope: for

@@ -21,7 +21,7 @@ import structlog
 from stoa.errors import DatabaseUnavailable, Unauthorized
 from stoa.storage.database import Database
 from stoa.storage.scope import EVERY_PROJECT
-from stoa.tenancy.facts import KeyFacts, read_keys, read_project
+from stoa.tenancy.facts import KeyFacts, any_keys, read_keys, read_project
 from stoa.tenancy.principal import ADMIN, DEFAULT_PROJECT, Principal
 from stoa.tenancy.secret import hash_secret, is_well_formed
 from stoa.tenancy.uses import Uses
@@ -57,16 +57,17 @@ class Authority:
         *,
         static_key: str = "",
         open_project: frozenset[str] = NOBODY,
+        until_keys: bool = False,
         ttl_s: float = 5.0,
         clock: Callable[[], float] = time.time,
         write_uses_s: float = 2.0,
     ) -> None:
         """`static_key`: of the settings; the default project's, with all scopes and admin. `open_project`: what
-        they may do in the default project who show no key: NOBODY, ANYBODY or ANYBODY_HERE. `clock`: Unix
-        seconds."""
+        they may do in the default project who show no key: NOBODY, ANYBODY or ANYBODY_HERE; `until_keys`: until
+        the first key is made, here or elsewhere. `clock`: Unix seconds."""
         self._database, self._clock, self._ttl_s = database, clock, ttl_s
         self._static = hash_secret(static_key) if static_key else ""
-        self._open_scopes = open_project
+        self._open_scopes, self._until_keys = open_project, until_keys
         self._known: OrderedDict[str, _Known] = (
             OrderedDict()
         )  # by hash of the secret, the longest unused first
@@ -85,7 +86,9 @@ class Authority:
         if secret and self._static and hmac.compare_digest(hash_secret(secret), self._static):
             return await self._default(frozenset({"all", ADMIN}), STATIC_KEY_ID)
         if self._open_scopes and (not secret or not is_well_formed(secret)):
-            return await self._default(self._open_scopes, None)
+            found = await self._default(self._open_scopes, None)
+            if self._open_scopes:  # no key was made meanwhile
+                return replace(found, scopes=self._open_scopes)
         if not secret:
             raise Unauthorized("no API key; send it as Authorization: Bearer KEY")
         if not is_well_formed(secret):
@@ -197,6 +200,8 @@ class Authority:
         try:
             async with self._database.read(EVERY_PROJECT) as session:
                 found = await read_keys(session, {n for n in names if n != _DEFAULT})
+                if _DEFAULT in names and self._until_keys and await any_keys(session):
+                    self._open_scopes = NOBODY
                 if _DEFAULT in names and (default := await read_project(session, DEFAULT_PROJECT)):
                     found[_DEFAULT] = default
                 return found

@@ -68,6 +68,11 @@ async def read_keys(session: AsyncSession, hashes: Collection[str]) -> dict[str,
     return found
 
 
+async def any_keys(session: AsyncSession) -> bool:
+    """Has a key ever been made?"""
+    return await session.scalar(select(tables.ApiKey.id).limit(1)) is not None
+
+
 async def read_project(session: AsyncSession, project_id: str) -> KeyFacts | None:
     """What holds for a project whoever asks: a principal without key and scopes. None: unknown or archived."""
     project = await session.get(tables.Project, project_id)

@@ -18,7 +18,7 @@ from stoa.tenancy.pages import FIRST, Cut, Page, page
 from stoa.tenancy.principal import ADMIN
 from stoa.tenancy.secret import hash_secret, new_secret, redact
 
-PROJECT_SCOPES = ("all", "model.request", "model.read", "adapter.read", "adapter.write", "usage.read")
+PROJECT_SCOPES = ("all", "model.request", "model.read", "adapter.write", "usage.read")
 MAX_OVERLAP_S = 30 * 86400
 
 
@@ -82,7 +82,7 @@ class Keys:
             service_account_id=service_account_id,
             at=now,
         )
-        async with self._desk.act() as session:
+        async with self._desk.act(organization_id) as session:
             owner = await check_owner(session, organization_id, project_id, active=True)
             if service_account_id is not None:
                 await _check_account(session, project_id, service_account_id)

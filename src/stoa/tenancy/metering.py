@@ -51,6 +51,7 @@ class Ticket:
     metering: Metering
     usages: list[RequestUsage] = field(default_factory=list)
     running: int = 0
+    lost_nanos: int = 0  # for engine requests that ended with their engine
     closed: bool = False
 
     @property
@@ -84,7 +85,6 @@ class Metering:
         self._pool_bytes = 1
         self._entries: deque[Callable[[], Awaitable[object]]] = deque()  # for the ledger, in order
         self._more = asyncio.Event()
-        self._end_ns = 0
 
     async def admit(
         self,
@@ -142,6 +142,8 @@ class Metering:
         ticket = self._tickets.get(request_id)
         if ticket is not None:
             asked = next(r for r in ticket.requests if r.id == request_id)
+            if completion_tokens:  # nobody can tell what it took: what such tokens have cost lately
+                ticket.lost_nanos += self._estimate.nanos(len(asked.prompt_token_ids), completion_tokens)
             self.used(
                 RequestUsage(
                     request_id=request_id,
@@ -156,7 +158,6 @@ class Metering:
         self._book(lambda: self._ledger.start(now_ns, pool_bytes))
 
     def interval(self, interval: Interval) -> None:
-        self._end_ns = interval.end_ns
         self._book(lambda: self._ledger.record(interval))
 
     def engine_lost(self, now_ns: int) -> None:
@@ -178,6 +179,7 @@ class Metering:
         usage = _together(ticket.requests[0].id, usages)
         cost = self._ledger.cost_nanos(usage, self._pool_bytes, now)
         self._estimate.learn(usage, cost)
+        cost += ticket.lost_nanos
         self._writer.add(
             UsageRecord.of(
                 usage,

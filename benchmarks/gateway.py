@@ -16,16 +16,13 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-from stoa.bench.gateway import make_requests, row, run, token_ms
+from stoa.bench.gateway import free_port, make_requests, row, run, token_ms, wait_ready
 from stoa.bench.load import run_load
 
 KEY = f"sk-{secrets.token_hex(32)}"
@@ -115,7 +112,7 @@ def litellm(peers: Path, delay_ms: float, connections: int, seconds: float) -> d
         )  # fmt: skip
         os.sched_setaffinity(0, cores[1:])
         try:
-            wait_ready(f"http://127.0.0.1:{ports[1]}/health/liveliness")
+            wait_ready(f"http://127.0.0.1:{ports[1]}/health/liveliness", proxy, 120.0)
             requests = make_requests(KEY, delay_ms)
             done = asyncio.run(
                 run_load(ports[1], requests, connections=connections, seconds=seconds, warm_s=5.0)
@@ -126,24 +123,6 @@ def litellm(peers: Path, delay_ms: float, connections: int, seconds: float) -> d
             for process in (proxy, fake):
                 process.send_signal(signal.SIGTERM)
                 process.wait(30)
-
-
-def wait_ready(url: str, patience_s: float = 120.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def upstream(port: int, token_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +24,11 @@ class Timing:
 @dataclass(frozen=True)
 class Outcome:
     wall_s: float  # first arrival to last token
-    timings: list[Timing]
+    by_request: dict[str, Timing]
+
+    @property
+    def timings(self) -> list[Timing]:
+        return list(self.by_request.values())
 
     @property
     def output_tok_s(self) -> float:
@@ -31,10 +36,15 @@ class Outcome:
 
 
 def drive(
-    engine: Engine, requests: Iterable[tuple[float, GenerationRequest]], at_once: int | None = None
+    engine: Engine,
+    requests: Iterable[tuple[float, GenerationRequest]],
+    at_once: int | None = None,
+    *,
+    stop_s: float = math.inf,
 ) -> Outcome:
     """`requests`: (seconds after the start, request), by time. With `at_once`, times are ignored: so many run,
-    and the next one comes when one ends. Raises RuntimeError if a request fails."""
+    and the next one comes when one ends. After `stop_s`, what has not ended is left in the engine. Raises
+    RuntimeError if a request fails."""
     timings: dict[str, Timing] = {}
     live: set[str] = set()
     coming = iter(requests)
@@ -42,6 +52,8 @@ def drive(
     started = time.perf_counter()
     while following is not None or live:
         now = time.perf_counter() - started
+        if now >= stop_s:
+            break
         while following is not None and (len(live) < at_once if at_once else following[0] <= now):
             due, request = following
             engine.add_request(request)
@@ -58,7 +70,7 @@ def drive(
                 live.discard(event.request_id)
         if engine.idle:
             _rest(engine, None if at_once or following is None else following[0] - now)
-    return Outcome(time.perf_counter() - started, list(timings.values()))
+    return Outcome(time.perf_counter() - started, timings)
 
 
 def _note(timing: Timing, now: float, tokens: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from stoa.bench.drive import Timing, drive, percentile
+from stoa.bench.drive import drive, percentile
 from stoa.bench.folders import adapter_refs, model_folder
 from stoa.bench.machine import machine_facts
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
@@ -100,13 +100,12 @@ def _flood(folder: Path, fairness: str, seconds: float, traffic: list[Traffic], 
     rng = np.random.default_rng(0)
     try:
         drive(engine, _arrivals(engine, [Traffic("warm", 4.0)], 3.0, rng))
-        arrivals = list(_arrivals(engine, traffic, seconds, rng))
-        timings = _until(engine, arrivals, seconds)
+        outcome = drive(engine, _arrivals(engine, traffic, seconds, rng), stop_s=seconds)
     finally:
         engine.close()
     row: dict[str, Any] = {"fairness": name}
     for each in traffic:
-        mine = [t for i, t in timings.items() if i.startswith(each.project)]
+        mine = [t for i, t in outcome.by_request.items() if i.startswith(each.project)]
         first = [t.first_s for t in mine if t.tokens]
         row |= {
             f"{each.project}_ttft_ms_p50": round(1e3 * statistics.median(first), 1),
@@ -141,31 +140,6 @@ def _request(
     )
 
 
-def _until(
-    engine: Engine, arrivals: list[tuple[float, GenerationRequest]], seconds: float
-) -> dict[str, Timing]:
-    """Runs for `seconds`; what a flood has queued by then is left."""
-    timings: dict[str, Timing] = {}
-    started, at = time.perf_counter(), 0
-    while (now := time.perf_counter() - started) < seconds:
-        while at < len(arrivals) and arrivals[at][0] <= now:
-            due, request = arrivals[at]
-            engine.add_request(request)
-            timings[request.id] = Timing(arrived_s=due)
-            at += 1
-        events = engine.step()
-        now = time.perf_counter() - started
-        for event in events:
-            timing = timings[event.request_id]
-            if not timing.tokens:
-                timing.first_s = now - timing.arrived_s
-            timing.tokens += len(event.token_ids)
-        if engine.idle:
-            engine.wakeup.wait(max(0.0, min(0.01, arrivals[at][0] - now)) if at < len(arrivals) else 0.01)
-            engine.wakeup.clear()
-    return timings
-
-
 def _gap(folder: Path, fairness: str, backlog: int, refs: list[AdapterRef]) -> dict[str, Any]:
     engine = _engine(folder, fairness)
     rng = np.random.default_rng(0)
@@ -174,8 +148,7 @@ def _gap(folder: Path, fairness: str, backlog: int, refs: list[AdapterRef]) -> d
     try:
         for i in range(backlog):
             engine.add_request(_request(engine, heavy, i, rng, refs[i % len(refs)]))
-            engine.add_request(_request(engine, light, 4 * i, rng))
-            for j in range(1, 4):
+            for j in range(4):
                 engine.add_request(_request(engine, light, 4 * i + j, rng))
         started = looked = time.perf_counter()
         while {s.project for s in engine.scheduler.waiting} == {"heavy", "light"}:

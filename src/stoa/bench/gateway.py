@@ -110,9 +110,7 @@ def _gateway(home: Path, delay_ms: float, cores: list[int], db: str) -> Iterator
     project = added["id"]
     _json([*stoa, "tenant", "set", project, *limits, "--budget", "1000000", "--json"], environ)
     key = _json([*stoa, "key", "add", project, "--json"], environ)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [*stoa, "serve", "--port", str(port), "--max-queue", "100000"],
         env=environ,
@@ -120,7 +118,7 @@ def _gateway(home: Path, delay_ms: float, cores: list[int], db: str) -> Iterator
         preexec_fn=lambda: os.sched_setaffinity(0, cores[:1]),
     )
     try:
-        _wait_ready(port, process)
+        wait_ready(f"http://127.0.0.1:{port}/ready", process)
         yield port, key["secret"]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -134,12 +132,19 @@ def _json(command: list[str], environ: dict[str, str]) -> Any:
     return json.loads(done.stdout)
 
 
-def _wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _READY_S
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_ready(url: str, process: subprocess.Popen[bytes], patience_s: float = _READY_S) -> None:
+    """Until `url` answers. Raises ConfigError."""
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1):
+            with urllib.request.urlopen(url, timeout=1):
                 return
         except OSError:
             time.sleep(0.05)
-    raise ConfigError("the gateway did not get ready")
+    raise ConfigError(f"{url} did not get ready")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import json
 import os
 import signal
@@ -107,8 +106,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         spawned.cancel()
         # What follows is read and imported while the engine does its own.
         from stoa.cli.wiring import open_tenancy
+        from stoa.server.edge import is_loopback
 
-        tenancy = await open_tenancy(settings, loopback=_is_loopback(settings.host))
+        tenancy = await open_tenancy(settings, loopback=is_loopback(settings.host))
         replica.keep_books(tenancy.metering)
         service = _assemble(settings, model_id, folder, replica, tenancy)
         await _serve_http(settings, service, replica, starting, listener)
@@ -256,12 +256,3 @@ def _bind(settings: Settings) -> socket.socket:
             f"cannot bind {settings.host}:{settings.port}: {error}; choose another --port"
         ) from None
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

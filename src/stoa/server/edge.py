@@ -110,7 +110,14 @@ def _check_local(headers: Headers) -> None:
 
 def _is_local(url: str) -> bool:
     try:
-        host = urlsplit(url).hostname or ""
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:  # no URL
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Is it a name or an address of this machine alone?"""
+    try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -137,9 +137,9 @@ async def upstream(port: int, token_s: float) -> None:
             while True:
                 lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
                 length = next((int(x.split(b":")[1]) for x in lines if x.startswith(b"content-length")), 0)
-                asked = json.loads(await reader.readexactly(length))
-                if token_s:
-                    await asyncio.sleep(token_s * asked["max_tokens"])
+                asked = await reader.readexactly(length)
+                if asked and token_s:  # a look whether anybody is there has no body
+                    await asyncio.sleep(token_s * json.loads(asked)["max_tokens"])
                 writer.write(head + body)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()

@@ -130,7 +130,10 @@ class Engine:
         book = self.accounts.open(request)
         seqs: list[Sequence] = []
         for index in range(request.n):
-            seqs.append(self._sequence(request, index, seed, book, seqs[0] if seqs else None))
+            if request.so_far and request.so_far[index] is None:
+                continue
+            parent = seqs[0] if seqs and not request.so_far else None
+            seqs.append(self._sequence(request, index, seed, book, parent))
         self._live[request.id] = seqs
         for seq in seqs:
             self.scheduler.add(seq)
@@ -188,7 +191,7 @@ class Engine:
         if not batch.sampled:
             return events
         for seq in batch.sampled:
-            if not seq.num_output:
+            if seq.num_output == seq.num_resumed:
                 self._totals.prompt_tokens += seq.num_prompt
                 self._fork_choices(seq)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_rows), batch.sample_lora)
@@ -365,6 +368,9 @@ class Engine:
             book=book,
             parent=parent,
         )
+        if text is not None:
+            for i, token in enumerate(seq.tokens[seq.num_prompt :]):
+                text.push(token, may_stop=i + 1 >= p.min_tokens)  # what it shows has been shown
         if parent is not None:
             seq.compiling = parent.compiling
         elif text is not None and p.grammar is not None and self.grammars is not None:

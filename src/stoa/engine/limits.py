@@ -58,12 +58,25 @@ def check_request(request: GenerationRequest, vocab_size: int, max_model_len: in
     bad = next((t for t in request.prompt_token_ids if not 0 <= t < vocab_size), None)
     if bad is not None:
         raise InvalidRequest(f"token id {bad} is outside the vocabulary of {vocab_size}", param="prompt")
-    if prompt > max_model_len - (request.pooling is None):  # a token must fit behind it
+    begun = max((len(tokens or ()) for tokens in request.so_far), default=0)
+    if prompt + begun > max_model_len - (request.pooling is None):  # a token must fit behind it
         raise ContextLengthExceeded(
-            f"This model's maximum context length is {max_model_len} tokens, the prompt has {prompt}",
+            f"This model's maximum context length is {max_model_len} tokens, the prompt has {prompt + begun}",
             param="prompt",
         )
+    if request.so_far:
+        _check_so_far(request, vocab_size)
     if not has_text and (request.params.stop or request.params.grammar):
         raise InvalidRequest(
             "stop strings and grammars need a tokenizer.json in the model folder", param="stop"
         )
+
+
+def _check_so_far(request: GenerationRequest, vocab_size: int) -> None:
+    going_on = [tokens for tokens in request.so_far if tokens is not None]
+    if len(request.so_far) != request.n or not going_on or request.pooling is not None:
+        raise InvalidRequest("so_far wants an entry for each choice, one of them not ended", param="so_far")
+    if any(len(tokens) >= request.params.max_tokens for tokens in going_on):
+        raise InvalidRequest("a choice in so_far has all its tokens; it has ended", param="so_far")
+    if any(not 0 <= token < vocab_size for tokens in going_on for token in tokens):
+        raise InvalidRequest(f"a token in so_far is outside the vocabulary of {vocab_size}", param="so_far")

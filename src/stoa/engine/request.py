@@ -60,7 +60,7 @@ class AdapterRef(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # PEFT folder
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=True):
     """A prompt to continue `n` times, or (with `pooling`) to embed."""
 
     id: str
@@ -73,6 +73,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     account: str = ""  # where its use is booked; opaque to the engine
     service_class: ServiceClass = "interactive"
     pooling: Literal["mean"] | None = None  # yields one event with `embedding`, no tokens
+    # Begun elsewhere: of each choice the tokens that it has had there, None if it has ended. The engine goes on behind
+    # them with the tokens that would have come there, if `params.seed` is set and its kernels are the same.
+    so_far: list[list[int] | None] = []
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

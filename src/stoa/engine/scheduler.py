@@ -269,8 +269,8 @@ class Scheduler:
         self.waiting.remove(seq)
         bisect.insort(self.running, seq, key=_priority)
         self._pay_ahead(seq)
-        if not seq.num_output:
-            seq.num_cached = seq.num_computed
+        if seq.num_output == seq.num_resumed:
+            seq.num_cached = min(seq.num_computed, seq.num_prompt)
             self.prefix_query_tokens += seq.num_prompt
             self.prefix_hit_tokens += seq.num_computed
         return count

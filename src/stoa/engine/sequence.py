@@ -1,6 +1,6 @@
 """One choice of one request on its way through the engine.
 
-    tokens:  [ prompt ───────────── | output ────────── ]
+    tokens:  [ prompt ───────────── | output ────────── ]     its first `num_resumed` were made by another engine
              [ computed ────────────────────── | todo   ]     keys and values of `computed` lie in `pages`
 
 There is no prefill phase and no decode phase: each step computes some of `todo`, and a sequence whose
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stoa.engine.memory.blocks import chain_next, chain_salt
 from stoa.engine.request import GenerationRequest
+from stoa.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -62,8 +63,10 @@ class Sequence:
         self.failure: StoaError | None = None  # why the sequence cannot go on, found while sampling
         self.parent = parent  # set while the prompt is being computed by another choice of the request
 
-        self.tokens: list[int] = list(request.prompt_token_ids)
-        self.num_prompt = len(self.tokens)
+        so_far = (request.so_far[index] if request.so_far else None) or []
+        self.tokens: list[int] = [*request.prompt_token_ids, *so_far]
+        self.num_prompt = len(request.prompt_token_ids)
+        self.num_resumed = len(so_far)  # output tokens that another engine has made
         self.num_computed = 0
         self.num_cached = 0  # prompt tokens found in the prefix cache at first admission
         self.pages: list[int] = []
@@ -85,6 +88,8 @@ class Sequence:
         if not self.compiling.done():
             return False
         self.grammar, self.compiling = self.compiling.result().copy(), None
+        if not all(self.grammar.accept(token) for token in self.tokens[self.num_prompt :]):
+            raise InvalidRequest("so_far does not follow the output format", param="so_far")
         return True
 
     @property

@@ -148,6 +148,10 @@ class EngineUnavailable(StoaError):
     code = "engine_unavailable"
 
 
+class ReplicaLost(EngineUnavailable):
+    """A replica went away, or refuses for now; the request can go on on another one."""
+
+
 class UnsupportedModel(StoaError):
     """A base model folder asks for something the engine does not implement; the message names it."""
 

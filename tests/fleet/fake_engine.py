@@ -47,7 +47,8 @@ class FakeEngine:
         if request.prompt_token_ids[0] < 0:
             raise InvalidRequest("token id -1 is outside the vocabulary", param="prompt")
         starts = time.monotonic() + request.prompt_token_ids[1] / 1000
-        self._live[request.id] = (request, starts, 0)
+        begun = len(request.so_far[0] or ()) if request.so_far else 0
+        self._live[request.id] = (request, starts, begun)
         self._books[request.id] = self.accounts.open(request)
         self.idle = False
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stoa.economics.estimate import CostEstimate
+from stoa.economics.node import Node
 from stoa.economics.records import UsageRecord
 from stoa.engine.request import GenerationRequest, SamplingParams
 from stoa.engine.usage import Interval, RequestUsage
@@ -81,7 +82,7 @@ def office() -> Office:
     estimate = CostEstimate(10**9)
     gate = Gate(MemoryMeters(clock), estimate=estimate.nanos, spent=spent, clock=clock)
     writer, ledger = FakeWriter(), FakeLedger()
-    metering = Metering(gate, writer, ledger, estimate, writer, clock)  # type: ignore[arg-type]
+    metering = Metering(gate, writer, lambda node: ledger, estimate, writer, clock)  # type: ignore[arg-type,return-value]
     return Office(writer, ledger, metering)
 
 
@@ -103,10 +104,10 @@ async def test_several_prompts_are_one_record(office: Office) -> None:
     ticket = await office.admit("r-0", "r-1")
     for name in ("r-0", "r-1"):
         office.metering.begun(name)
-    office.metering.used(usage("r-0"))
+    office.metering.used(usage("r-0"), 7, 0)
     ticket.close()
     assert office.writer.records == []
-    office.metering.used(usage("r-1", compute_ns=5, decode_ns=9))
+    office.metering.used(usage("r-1", decode_ns=9), 5, 0)
     (record,) = office.writer.records
     assert (record.request_id, record.project_id, record.key_id) == ("r-0", "proj_a", "key_1")
     assert (record.prompt_tokens, record.completion_tokens, record.cost_nanos) == (6, 4, 12)
@@ -120,7 +121,7 @@ async def test_the_engine_ends_a_request_not_its_client(office: Office) -> None:
     ticket.close()
     with pytest.raises(RateLimited):
         await office.admit("s")
-    office.metering.used(usage("r", outcome="cancelled"))
+    office.metering.used(usage("r", outcome="cancelled"), 7, 0)
     await asyncio.sleep(0.01)
     assert office.writer.records[0].outcome == "cancelled"
     await office.admit("s")
@@ -136,15 +137,15 @@ async def test_what_never_began_gives_all_back(office: Office) -> None:
     await office.admit("s")
 
 
-async def test_a_lost_request_is_recorded_with_what_was_handed_on(office: Office) -> None:
-    """Its engine died: tokens are known, time is not, and it costs what such tokens cost."""
+async def test_tokens_of_an_engine_that_died_cost_what_such_tokens_cost(office: Office) -> None:
+    """Their number is known, their time is not; nothing is learned from such a request."""
     ticket = await office.admit("r")
     office.metering.begun("r")
-    office.metering.lost("r", 4)
+    office.metering.used(usage("r", completion_tokens=9), 100, 4)
     ticket.close()
     (record,) = office.writer.records
-    assert (record.outcome, record.completion_tokens) == ("error", 4)
-    assert record.cost_nanos == CostEstimate(10**9).nanos(3, 4)
+    assert (record.outcome, record.completion_tokens) == ("stop", 9)
+    assert record.cost_nanos == 100 + CostEstimate(10**9).nanos(3, 4)
 
 
 async def test_nothing_is_taken_on_that_could_not_be_billed(office: Office) -> None:
@@ -154,8 +155,8 @@ async def test_nothing_is_taken_on_that_could_not_be_billed(office: Office) -> N
     office.writer.healthy = False
     with pytest.raises(DatabaseUnavailable):
         await office.admit("s")
-    office.metering.used(usage("r"))
-    office.metering.used(usage("r"))
+    office.metering.used(usage("r"), 7, 0)
+    office.metering.used(usage("r"), 7, 0)
     ticket.close()
     assert len(office.writer.records) == 1
 
@@ -174,10 +175,11 @@ async def test_the_ledger_hears_everything_in_order(office: Office) -> None:
     """Also what happened while its database was away, once."""
     office.ledger.outages = 2
     task = asyncio.create_task(office.metering.run())
-    office.metering.engine_started(100, 1 << 20)
+    node = office.metering.node(Node())
+    node.started(100, 1 << 20)
     for number in range(3):
-        office.metering.interval(Interval(number=number, start_ns=100, end_ns=200))
-    office.metering.engine_lost(0)
+        node.interval(Interval(number=number, start_ns=100, end_ns=200))
+    node.ended(0)
     for _ in range(100):
         if len(office.ledger.heard) == 5:
             break
@@ -191,7 +193,7 @@ async def test_closing_settles_what_is_left(office: Office) -> None:
     """Requests that no engine will tell of any more, and entries that wait."""
     await office.admit("r")
     office.metering.begun("r")
-    office.metering.engine_started(1, 1)
+    office.metering.node(Node()).started(1, 1)
     await office.metering.close()
     assert office.ledger.heard == [("start", 1)]
     await office.admit("s")

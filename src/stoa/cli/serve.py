@@ -22,7 +22,7 @@ from stoa.tenancy.principal import DEFAULT_PROJECT
 if TYPE_CHECKING:
     from stoa.cli.wiring import Tenancy
     from stoa.engine.config import EngineConfig
-    from stoa.fleet.replica import LocalReplica
+    from stoa.fleet.fleet import Fleet
     from stoa.server import Service
 
 _GIB = 1 << 30
@@ -90,14 +90,17 @@ def serve(
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     from stoa.cli.models import resolve_model
-    from stoa.fleet.replica import LocalReplica
+    from stoa.fleet.fleet import Fleet
+    from stoa.fleet.local import LocalReplica
     from stoa.fleet.worker import DEFAULT_FACTORY
     from stoa.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     model_id, folder = resolve_model(settings)
     factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
-    replica = LocalReplica(_engine_config(settings, folder), max_queue=settings.max_queue, factory=factory)
+    fleet = Fleet(max_queue=settings.max_queue)
+    replica = LocalReplica(_engine_config(settings, folder), factory=factory)
+    fleet.add(replica, slots=settings.max_num_seqs)
     starting = asyncio.create_task(replica.start())
     tenancy: Tenancy | None = None
     try:
@@ -109,13 +112,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         from stoa.server.edge import is_loopback
 
         tenancy = await open_tenancy(settings, loopback=is_loopback(settings.host))
-        replica.keep_books(tenancy.metering)
-        service = _assemble(settings, model_id, folder, replica, tenancy)
-        await _serve_http(settings, service, replica, starting, listener)
+        fleet.keep_books(tenancy.metering)
+        service = _assemble(settings, model_id, folder, fleet, tenancy)
+        await _serve_http(settings, service, fleet, starting, listener)
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await replica.stop(0)
+        await fleet.stop(0)
         if tenancy is not None:
             await tenancy.close()
 
@@ -123,7 +126,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 async def _serve_http(
     settings: Settings,
     service: Service,
-    replica: LocalReplica,
+    fleet: Fleet,
     starting: asyncio.Task[None],
     listener: socket.socket,
 ) -> None:
@@ -140,7 +143,7 @@ async def _serve_http(
 
     def end() -> None:
         if stop.is_set():
-            replica.hurry()
+            fleet.hurry()
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -153,14 +156,14 @@ async def _serve_http(
             starting.result()
             gc.collect()
             gc.freeze()  # what is there now stays: looking through it again and again would hold up streams
-            _announce(settings, service, replica)
+            _announce(settings, service, fleet)
             await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             print(
                 f"stopping: up to {settings.drain_s:g} s for running requests; once more stops at once",
                 file=sys.stderr,
             )
-            await replica.stop(settings.drain_s)
+            await fleet.stop(settings.drain_s)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -168,9 +171,7 @@ async def _serve_http(
         await http
 
 
-def _assemble(
-    settings: Settings, model_id: str, folder: Path, replica: LocalReplica, tenancy: Tenancy
-) -> Service:
+def _assemble(settings: Settings, model_id: str, folder: Path, fleet: Fleet, tenancy: Tenancy) -> Service:
     from stoa.cli.models import folders_in_place, open_adapters
     from stoa.engine.model.config import read_model_config
     from stoa.engine.tokenizer import Tokenizer
@@ -182,7 +183,7 @@ def _assemble(
             print(f"not served: {place / name}: {reason}", file=sys.stderr)
     return Service(
         model_id=model_id,
-        replica=replica,
+        replica=fleet,
         tokenizer=Tokenizer(folder),
         adapters=adapters,
         authority=tenancy.authority,
@@ -219,7 +220,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
     )
 
 
-def _announce(settings: Settings, service: Service, replica: LocalReplica) -> None:
+def _announce(settings: Settings, service: Service, fleet: Fleet) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{settings.port}"
@@ -233,13 +234,13 @@ def _announce(settings: Settings, service: Service, replica: LocalReplica) -> No
     }
     key = ' -H "Authorization: Bearer $STOA_API_KEY"' if service.keys_wanted else ""
     lines = [
-        f"Stoa is ready at {url} (kernels: {replica.kernels})",
+        f"Stoa is ready at {url} (kernels: {fleet.kernels})",
         f"  base model  {service.model_id}",
         f"  adapters    {', '.join(shown) or 'none yet; see stoa adapter add --help'}",
         f"  try         curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'",
     ]
-    if replica.notice:
-        lines.insert(1, f"  note        {replica.notice}")
+    if fleet.notice:
+        lines.insert(1, f"  note        {fleet.notice}")
     with contextlib.suppress(BrokenPipeError):  # who started it need not listen
         print("\n".join(lines), flush=True)
 

@@ -17,6 +17,7 @@ import structlog
 from stoa.config import Settings
 from stoa.economics.estimate import CostEstimate
 from stoa.economics.ledger import Ledger
+from stoa.economics.node import Node
 from stoa.economics.prices import PriceBook
 from stoa.economics.usage import UsageWriter
 from stoa.errors import ConfigError, DatabaseUnavailable, StoaError
@@ -78,8 +79,13 @@ async def open_tenancy(settings: Settings, *, loopback: bool) -> Tenancy:
     await prices.seed(os.cpu_count() or 1)
     writer = UsageWriter(database, settings.home_path / "usage")
     await writer.start()
-    node = settings.node or socket.gethostname()
-    ledger = Ledger(database, prices, node, settings.machine, settings.watts, settings.memory_share)
+
+    def ledger_of(node: Node) -> Ledger:
+        name = node.name or settings.node or socket.gethostname()
+        machine = node.machine or settings.machine
+        return Ledger(database, prices, name, machine, settings.watts, settings.memory_share)
+
+    ledger = ledger_of(Node())
     await ledger.refresh()
     estimate = CostEstimate(ledger.hourly_nanos(time.time()))
     keys_wanted = await _keys_wanted(settings, database, loopback)
@@ -97,7 +103,7 @@ async def open_tenancy(settings: Settings, *, loopback: bool) -> Tenancy:
         return sum([await writer.spent(p, _start_of(period)) for p in projects])
 
     gate = Gate(_meters(settings), estimate=estimate.nanos, spent=spent, clock=time.time, on_alert=bell.ring)
-    metering = Metering(gate, writer, ledger, estimate, database, time.time)
+    metering = Metering(gate, writer, ledger_of, estimate, database, time.time)
     tasks = [asyncio.create_task(metering.run()), asyncio.create_task(gate.run())]
     return Tenancy(database, authority, office, metering, keys_wanted, writer, bell, tasks)
 

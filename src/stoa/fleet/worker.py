@@ -1,16 +1,19 @@
-"""The engine process: `python -m stoa.fleet.worker --socket PATH --config JSON`.
+"""The engine process: `python -m stoa.fleet.worker --config JSON`, and where its gateways are:
 
-The main thread does I/O on asyncio; one thread drives the engine. Messages wait in a deque that the engine
-thread empties before each step.
+    --socket PATH          one gateway, which waits there (Unix socket); the process ends with it
+    --listen HOST:PORT     gateways come and go (TCP). They show the token in STOA_LINK_TOKEN. Port 0: any; the one taken is
+                           printed as `stoa-listening: PORT`. SIGTERM: finish what runs, then end
+
+The main thread does I/O on asyncio; another drives the engine (`engine_loop.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
 import contextlib
 import ctypes
+import hmac
 import json
 import os
 import signal
@@ -18,220 +21,167 @@ import sys
 import threading
 import traceback
 from importlib import import_module
-from typing import Any, Protocol
 
 import msgspec
 import uvloop
 
-from stoa.engine.accounting import Accounts
 from stoa.engine.config import EngineConfig
-from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
-from stoa.engine.stats import EngineStats
-from stoa.engine.usage import Interval, RequestUsage
 from stoa.errors import StoaError
+from stoa.fleet.engine_loop import EngineLike, EngineLoop
 from stoa.fleet.wire import (
-    Cancel,
-    Drain,
-    Events,
-    Forget,
+    MAX_LOGIN_BYTES,
     FromEngine,
-    GetStats,
     Hello,
-    ToEngine,
-    Usages,
-    Warm,
+    Login,
+    Ping,
+    Pong,
     frame,
     read_to_engine,
 )
 
 STARTUP_ERROR = "stoa-startup-error:"  # a line on stderr; JSON with message and class follows
+LISTENING = "stoa-listening:"  # a line on stdout; the port follows
+TOKEN_VARIABLE = "STOA_LINK_TOKEN"
 DEFAULT_FACTORY = "stoa.engine.engine:Engine"
+LINK_LIMIT_BYTES = 1 << 20
+_LOGIN_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
-class EngineLike(Protocol):
-    """What the worker drives. Implemented by `stoa.engine.Engine` and the tests' fake."""
+class GatewayPort:
+    """A gateway's connection. Implements `engine_loop.Port`."""
 
-    idle: bool
-    wakeup: threading.Event
-    max_model_len: int
-    accounts: Accounts
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
 
-    @property
-    def has_requests(self) -> bool: ...
-    @property
-    def kernels_name(self) -> str: ...
-    @property
-    def notice(self) -> str: ...
-    def add_request(self, request: GenerationRequest) -> None: ...
-    def cancel(self, request_id: str) -> None: ...
-    def warm(self, ref: AdapterRef) -> None: ...
-    def forget(self, adapter_id: str) -> None: ...
-    def step(self) -> list[TokenEvent]: ...
-    def stats(self) -> EngineStats: ...
-    def close(self) -> None: ...
+    def send(self, message: FromEngine) -> None:
+        self._loop.call_soon_threadsafe(self.write, frame(message))
+
+    def write(self, data: bytes) -> None:
+        if not self._writer.is_closing():  # else nobody reads it any more
+            self._writer.write(data)
 
 
-class Worker:
-    """Runs the step loop on its own thread; `send` is called on that thread."""
+class EngineServer:
+    """Serves gateways until told to stop, drained, or the engine breaks."""
 
-    def __init__(self, engine: EngineLike, send: Any) -> None:
+    def __init__(self, engine: EngineLike) -> None:
         self.engine = engine
-        self.send = send
-        self.inbox: collections.deque[ToEngine] = collections.deque()
-        self.draining = False
-        self.stopping = False
+        self.loop = EngineLoop(engine)
+        self._over = asyncio.Event()
+        self._io = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
-    def post(self, message: ToEngine) -> None:
-        self.inbox.append(message)
-        self.engine.wakeup.set()
+    def start(self) -> None:
+        self._thread.start()
 
-    def run(self) -> None:
-        """Steps until drained or stopped."""
-        engine = self.engine
-        while not self.stopping:
-            events = self._take_inbox()
-            if engine.has_requests:
-                events += engine.step()
-            if events:
-                self.send(Events(events))
-            self._report()
-            if self.inbox:
-                continue
-            if self.draining and not engine.has_requests:
-                break
-            if engine.idle or not engine.has_requests:
-                engine.wakeup.wait(0.5)
-                engine.wakeup.clear()
-        self._report(final=True)
-        engine.close()
+    async def over(self) -> None:
+        """Waits until the engine's thread has ended."""
+        await self._over.wait()
+        await asyncio.sleep(0)  # what it sent last is on its way
 
-    def _report(self, *, final: bool = False) -> None:
-        reports = self.engine.accounts.reports(final=final)
-        usages = [r for r in reports if isinstance(r, RequestUsage)]
-        if usages:
-            self.send(Usages(usages))
-        for report in reports:
-            if isinstance(report, Interval):
-                self.send(report)
-
-    def _take_inbox(self) -> list[TokenEvent]:
-        failed = []
-        while self.inbox:
-            message = self.inbox.popleft()
-            try:
-                self._handle(message)
-            except StoaError as error:
-                assert isinstance(message, GenerationRequest)
-                failed += _refusals(message, error)
-                self.send(Usages([RequestUsage(request_id=message.id, outcome="error")]))
-        return failed
-
-    def _handle(self, message: ToEngine) -> None:
-        engine = self.engine
-        match message:
-            case GenerationRequest():
-                engine.add_request(message)
-            case Cancel():
-                engine.cancel(message.request_id)
-            case Warm():
-                engine.warm(message.adapter)
-            case Forget():
-                engine.forget(message.adapter_id)
-            case GetStats():
-                self.send(engine.stats())
-            case Drain():
-                self.draining = True
-
-
-def _refusals(request: GenerationRequest, error: StoaError) -> list[TokenEvent]:
-    code = error.code or error.type
-    return [
-        TokenEvent(
-            request_id=request.id,
-            finish_reason="error",
-            error=error.message,
-            error_code=code,
-            error_param=error.param,
-        )
-    ]
-
-
-async def serve(socket: str, engine: EngineLike) -> None:
-    """Connects to the gateway and works until it goes away, drains, or the engine breaks."""
-    reader, writer = await asyncio.open_unix_connection(socket, limit=1 << 20)
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-
-    def write(data: bytes) -> None:
-        if not writer.is_closing():  # else nobody reads it any more
-            writer.write(data)
-
-    def send(message: FromEngine) -> None:
-        loop.call_soon_threadsafe(write, frame(message))
-
-    worker = Worker(engine, send)
-    send(
-        Hello(
-            pid=os.getpid(),
-            kernels=engine.kernels_name,
-            notice=engine.notice,
-            max_model_len=engine.max_model_len,
-            started_ns=engine.accounts.started_ns,
-            pool_bytes=engine.accounts.pool_bytes,
-        )
-    )
-
-    def work() -> None:
+    def _work(self) -> None:
         try:
-            worker.run()
+            self.loop.run()
         except BaseException:
             traceback.print_exc()
-            os._exit(1)  # the gateway restarts us; nothing here can be trusted any more
-        loop.call_soon_threadsafe(over.set)
+            os._exit(1)  # another process replaces this one; nothing here can be trusted any more
+        self._io.call_soon_threadsafe(self._over.set)
 
-    thread = threading.Thread(target=work, name="engine", daemon=True)
-    thread.start()
-    receiving = asyncio.create_task(_receive(reader, worker))
-    finishing = asyncio.create_task(over.wait())
-    await asyncio.wait({receiving, finishing}, return_when=asyncio.FIRST_COMPLETED)
-    if not over.is_set():
-        worker.stopping = True
-        engine.wakeup.set()
-        await over.wait()
-    receiving.cancel()
-    await asyncio.sleep(0)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One gateway, until it goes."""
+        engine, port = self.engine, GatewayPort(writer)
+        port.send(Hello(os.getpid(), engine.kernels_name, engine.notice, engine.max_model_len))
+        self.loop.post(port, "enter")
+        try:
+            while True:
+                message = await read_to_engine(reader)
+                if isinstance(message, Ping):
+                    port.send(Pong(self.loop.turns))
+                else:
+                    self.loop.post(port, message)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.loop.post(port, "leave")
+            writer.close()
+
+
+async def serve_one(path: str, engine: EngineLike) -> None:
+    """Connects to the gateway and works until it goes away or drains."""
+    reader, writer = await asyncio.open_unix_connection(path, limit=LINK_LIMIT_BYTES)
+    server = EngineServer(engine)
+    server.start()
+    serving = asyncio.create_task(server.serve(reader, writer))
+    over = asyncio.create_task(server.over())
+    await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)
+    server.loop.stop()
+    await over
+    serving.cancel()
     writer.close()
 
 
-async def _receive(reader: asyncio.StreamReader, worker: Worker) -> None:
-    """Until the gateway closes its end."""
-    while True:
-        try:
-            worker.post(await read_to_engine(reader))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
+async def serve_many(address: str, token: str, engine: EngineLike) -> None:
+    """Works until SIGTERM and whatever runs then has ended."""
+    server = EngineServer(engine)
+    host, _, port = address.rpartition(":")
+
+    async def come(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await _may_enter(reader, token):
+            await server.serve(reader, writer)
+        else:
+            writer.close()
+
+    listener = await asyncio.start_server(come, host, int(port), limit=LINK_LIMIT_BYTES)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.loop.drain)
+    server.start()
+    print(f"{LISTENING} {listener.sockets[0].getsockname()[1]}", flush=True)
+    await server.over()
+    listener.close()
+
+
+async def _may_enter(reader: asyncio.StreamReader, token: str) -> bool:
+    try:
+        async with asyncio.timeout(_LOGIN_S):
+            message = await read_to_engine(reader, MAX_LOGIN_BYTES)
+    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+        return False
+    return isinstance(message, Login) and hmac.compare_digest(message.token.encode(), token.encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--socket", required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket")
+    where.add_argument("--listen")
     parser.add_argument("--config", required=True)
     parser.add_argument("--factory", default=DEFAULT_FACTORY)
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # of a whole group are the gateway's to handle
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    module, name = args.factory.split(":")
+    token = os.environ.pop(TOKEN_VARIABLE, "")
+    if args.listen and not token:
+        parser.error(f"--listen wants a token in {TOKEN_VARIABLE}")
+    engine = _make_engine(args.factory, args.config)
+    gone = contextlib.suppress(ConnectionError, FileNotFoundError)  # the gateway went away meanwhile
+    with gone, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve_one(args.socket, engine) if args.socket else serve_many(args.listen, token, engine))
+
+
+def _make_engine(factory: str, config: str) -> EngineLike:
+    """Ends the process with a line that says why, if it cannot."""
+    module, name = factory.split(":")
     try:
-        engine = getattr(import_module(module), name)(msgspec.json.decode(args.config, type=EngineConfig))
+        engine: EngineLike = getattr(import_module(module), name)(
+            msgspec.json.decode(config, type=EngineConfig)
+        )
     except StoaError as error:
         facts = {"message": error.message, "class": type(error).__name__, "param": error.param}
         print(STARTUP_ERROR + json.dumps(facts), file=sys.stderr)
         sys.exit(3)
-    gone = contextlib.suppress(ConnectionError, FileNotFoundError)  # the gateway went away meanwhile
-    with gone, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(args.socket, engine))
+    return engine
 
 
 if __name__ == "__main__":

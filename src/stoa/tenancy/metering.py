@@ -1,9 +1,9 @@
 """From admission to the bill: each request of a client gets a ticket, each ticket ends as one usage record.
 
-    admit ──▶ ticket ──▶ engine requests ──begun──▶ engine ──used / lost──▶ record, settlement
+    admit ──▶ ticket ──▶ engine requests ──begun──▶ fleet ──used──▶ record, settlement
 
 The engine's word counts, not the client's connection: a request whose client left is settled when the engine has
-told what it used. Time of the engine goes to the ledger, in order, by one task that tries again while the database
+told what it used. Time of engines goes to the ledger, in order, by one task that tries again while the database
 does not answer.
 """
 
@@ -22,6 +22,7 @@ import structlog
 from stoa.economics.accounts import Account
 from stoa.economics.estimate import CostEstimate
 from stoa.economics.ledger import Ledger
+from stoa.economics.node import Node
 from stoa.economics.records import Endpoint, UsageRecord
 from stoa.economics.usage import UsageWriter
 from stoa.engine.request import GenerationRequest
@@ -51,7 +52,8 @@ class Ticket:
     metering: Metering
     usages: list[RequestUsage] = field(default_factory=list)
     running: int = 0
-    lost_nanos: int = 0  # for engine requests that ended with their engine
+    cost_nanos: int = 0
+    guessed: bool = False  # a part of that is what such tokens cost lately: their engine died before it told
     closed: bool = False
 
     @property
@@ -65,6 +67,27 @@ class Ticket:
             self.metering.settle(self)
 
 
+class NodeLedger:
+    """Implements the fleet's `NodeBooks` for one engine."""
+
+    def __init__(self, ledger: Ledger, metering: Metering) -> None:
+        self._ledger, self._metering = ledger, metering
+        self._pool_bytes = 1
+
+    def started(self, now_ns: int, pool_bytes: int) -> None:
+        self._pool_bytes = pool_bytes
+        self._metering.book(lambda: self._ledger.start(now_ns, pool_bytes))
+
+    def interval(self, interval: Interval) -> None:
+        self._metering.book(lambda: self._ledger.record(interval))
+
+    def ended(self, now_ns: int) -> None:
+        self._metering.book(lambda: self._ledger.close(now_ns))
+
+    def cost_nanos(self, usage: RequestUsage) -> int:
+        return self._ledger.cost_nanos(usage, self._pool_bytes, self._metering.clock())
+
+
 class Metering:
     """Implements the fleet's `Books`. All methods are for the event loop's thread."""
 
@@ -72,17 +95,16 @@ class Metering:
         self,
         gate: Gate,
         writer: UsageWriter,
-        ledger: Ledger,
+        ledger_of: Callable[[Node], Ledger],
         estimate: CostEstimate,
         database: Health,
         clock: Callable[[], float],
     ) -> None:
         """`clock`: Unix time."""
-        self._gate, self._writer, self._ledger = gate, writer, ledger
-        self._estimate, self._database, self._clock = estimate, database, clock
+        self._gate, self._writer, self._ledger_of = gate, writer, ledger_of
+        self._estimate, self._database, self.clock = estimate, database, clock
         self._tickets: dict[str, Ticket] = {}  # by engine request
         self._settling: set[asyncio.Task[None]] = set()
-        self._pool_bytes = 1
         self._entries: deque[Callable[[], Awaitable[object]]] = deque()  # for the ledger, in order
         self._more = asyncio.Event()
 
@@ -127,41 +149,24 @@ class Metering:
 
     # -- Books
 
+    def node(self, node: Node) -> NodeLedger:
+        return NodeLedger(self._ledger_of(node), self)
+
     def begun(self, request_id: str) -> None:
         if (ticket := self._tickets.get(request_id)) is not None:
             ticket.running += 1
 
-    def used(self, usage: RequestUsage) -> None:
+    def used(self, usage: RequestUsage, cost_nanos: int, lost_tokens: int) -> None:
         ticket = self._tickets.pop(usage.request_id, None)
-        if ticket is not None:
-            ticket.running -= 1
-            ticket.usages.append(usage)
-            self.settle(ticket)
-
-    def lost(self, request_id: str, completion_tokens: int) -> None:
-        ticket = self._tickets.get(request_id)
-        if ticket is not None:
-            asked = next(r for r in ticket.requests if r.id == request_id)
-            if completion_tokens:  # nobody can tell what it took: what such tokens have cost lately
-                ticket.lost_nanos += self._estimate.nanos(len(asked.prompt_token_ids), completion_tokens)
-            self.used(
-                RequestUsage(
-                    request_id=request_id,
-                    outcome="error",
-                    prompt_tokens=len(asked.prompt_token_ids) if completion_tokens else 0,
-                    completion_tokens=completion_tokens,
-                )
-            )
-
-    def engine_started(self, now_ns: int, pool_bytes: int) -> None:
-        self._pool_bytes = pool_bytes
-        self._book(lambda: self._ledger.start(now_ns, pool_bytes))
-
-    def interval(self, interval: Interval) -> None:
-        self._book(lambda: self._ledger.record(interval))
-
-    def engine_lost(self, now_ns: int) -> None:
-        self._book(lambda: self._ledger.close(now_ns))
+        if ticket is None:
+            return
+        ticket.running -= 1
+        ticket.usages.append(usage)
+        ticket.cost_nanos += cost_nanos
+        if lost_tokens:
+            ticket.guessed = True
+            ticket.cost_nanos += self._estimate.nanos(usage.prompt_tokens, lost_tokens)
+        self.settle(ticket)
 
     # -- settlement
 
@@ -175,17 +180,15 @@ class Metering:
         if not usages:
             self._later(ticket.admission.release())
             return
-        now = self._clock()
-        usage = _together(ticket.requests[0].id, usages)
-        cost = self._ledger.cost_nanos(usage, self._pool_bytes, now)
-        self._estimate.learn(usage, cost)
-        cost += ticket.lost_nanos
+        usage, cost = _together(ticket.requests[0].id, usages), ticket.cost_nanos
+        if not ticket.guessed:
+            self._estimate.learn(usage, cost)
         self._writer.add(
             UsageRecord.of(
                 usage,
                 ticket.account,
                 cost_nanos=cost,
-                created_at_s=int(now),
+                created_at_s=int(self.clock()),
                 adapter=ticket.adapter,
                 endpoint=ticket.endpoint,
                 service_class=ticket.requests[0].service_class,
@@ -200,7 +203,7 @@ class Metering:
 
     # -- the ledger's task
 
-    def _book(self, entry: Callable[[], Awaitable[object]]) -> None:
+    def book(self, entry: Callable[[], Awaitable[object]]) -> None:
         self._entries.append(entry)
         self._more.set()
 

@@ -1,0 +1,251 @@
+"""Many replicas behind one: what the server sends requests to."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import hashlib
+import math
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+import structlog
+
+from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
+from stoa.engine.stats import EngineStats
+from stoa.errors import EngineUnavailable, InvalidRequest, QueueFull, StoaError
+from stoa.fleet.books import Books, NoBooks
+from stoa.fleet.journey import Journey
+from stoa.fleet.members import Member, together
+from stoa.fleet.policies.router import Ask, Costs, Place, ReplicaLoad, View, prefix_chain, route
+from stoa.fleet.replica import Replica
+from stoa.fleet.tally import Tally
+from stoa.fleet.visits import Visits
+
+log = structlog.get_logger("stoa.fleet")
+_POLL_S = 0.05
+_STATS_S = 2.0
+
+
+class Fleet:
+    """Requests are held while no replica takes any; they go on elsewhere when theirs goes away."""
+
+    def __init__(
+        self,
+        *,
+        books: Books | None = None,
+        max_queue: int = 1024,
+        hold_s: float = 600.0,
+        ttft_s: float = 2.0,
+        costs: Costs | None = None,
+        max_model_len: int = 0,
+    ) -> None:
+        """`hold_s`: how long a request waits for a replica; `ttft_s`: the target for first tokens; `max_model_len`: what
+        to assume until a replica has told."""
+        self._books: Books = books or NoBooks()
+        self.max_queue = max_queue
+        self.hold_s = hold_s
+        self.visits = Visits(ttft_s, time.monotonic)
+        self.members: dict[str, Member] = {}
+        self.holds = False  # replicas come when they are wanted: none need be there
+        self.hopeless: StoaError | None = None  # why none will come
+        self._max_model_len = max_model_len
+        self._view = View(costs)
+        self._rng = random.Random(secrets.randbits(64))
+        self._journeys: dict[str, Journey] = {}
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._hurried = False
+        self._ended: collections.deque[float] = collections.deque(maxlen=64)  # when requests ended lately
+
+    def keep_books(self, books: Books) -> None:
+        """From now on `books` is told; of engines that are up already, that they have started."""
+        self._books = books
+        for member in self.members.values():
+            member.replica.keep_books(books)
+
+    # -- replicas
+
+    def add(self, replica: Replica, *, slots: int = 64, handicap_s: float = 0.0) -> None:
+        """It gets requests while it is ready."""
+        replica.changed = self.changed
+        load = ReplicaLoad(replica.id, slots=slots, taking=replica.ready, handicap_s=handicap_s)
+        self.members[replica.id] = Member(replica, load, self._view)
+        self._view.add(load)
+        self.changed()
+
+    def changed(self) -> None:
+        """Some replica has become ready, or is not any more."""
+        for member in self.members.values():
+            member.load.taking = member.replica.ready and not member.draining
+            if not member.replica.ready:
+                self._view.adapters.forget(member.load.id)
+                self._view.prefixes.forget(member.load.id)
+        known = [m.replica.max_model_len for m in self.members.values() if m.replica.max_model_len]
+        self._max_model_len = min(known, default=self._max_model_len)
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    async def drain(self, replica_id: str, grace_s: float) -> None:
+        """Gives it nothing new, and moves what runs there elsewhere. Returns when nothing is left there, after `grace_s` at
+        the latest."""
+        member = self.members[replica_id]
+        member.draining = True
+        self.changed()
+        deadline_s = time.monotonic() + grace_s
+        while member.legs and time.monotonic() < deadline_s:
+            for journey in {leg.journey for leg in member.legs}:
+                if journey.speaker in member.legs and journey.shadow is None:
+                    chosen = self._choose(journey.ask)
+                    if chosen is None:
+                        break
+                    journey.move(*chosen)
+            await asyncio.sleep(_POLL_S)
+
+    async def remove(self, replica_id: str) -> None:
+        """It ends; what still runs there goes on elsewhere from what has been said."""
+        member = self.members[replica_id]
+        member.draining = True
+        self.changed()
+        for leg in list(member.legs):
+            leg.abandon()
+        await member.replica.stop()
+        del self.members[replica_id]
+        self._view.remove(replica_id)
+
+    # -- what the server sees
+
+    @property
+    def ready(self) -> bool:
+        if self._stopping or self.hopeless is not None:
+            return False
+        return self.holds or any(m.load.taking for m in self.members.values())
+
+    @property
+    def max_model_len(self) -> int:
+        return self._max_model_len
+
+    @property
+    def restarts(self) -> int:
+        return sum(m.replica.restarts for m in self.members.values())
+
+    @property
+    def kernels(self) -> str:
+        """What replicas run on; several if they differ, and then a request that moves may get other tokens."""
+        return ", ".join(sorted({m.replica.kernels for m in self.members.values()} - {""}))
+
+    @property
+    def notice(self) -> str:
+        """What a person should know, or ""."""
+        return "; ".join(sorted({m.replica.notice for m in self.members.values()} - {""}))
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._journeys)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
+        """Events of the request until each of its choices has ended. Closing the generator cancels it.
+
+        Raises QueueFull, and EngineUnavailable if there is no replica for it, or it ends one after the other.
+        """
+        self._admit(request)
+        if request.params.seed is None:  # so that it can go on elsewhere
+            seeded = msgspec.structs.replace(request.params, seed=secrets.randbits(63))
+            request = msgspec.structs.replace(request, params=seeded)
+        journey = Journey(request, self._ask(request), self, Tally(request, self._books), self.visits)
+        self._journeys[request.id] = journey
+        try:
+            while events := await journey.next_events():
+                yield events
+        finally:
+            journey.close()
+            del self._journeys[request.id]
+            self._ended.append(time.monotonic())
+
+    async def stats(self) -> EngineStats:
+        """All replicas together; those that do not answer at once are left out. Raises EngineUnavailable if there are
+        none."""
+        async with asyncio.timeout(_STATS_S):
+            asked = [m.replica.stats() for m in self.members.values() if m.replica.ready]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        found = [a for a in answers if isinstance(a, EngineStats)]
+        if not found and not self.holds:
+            raise EngineUnavailable("the engine is not up")
+        return together(found) if found else EngineStats()
+
+    async def warm(self, ref: AdapterRef) -> None:
+        for member in self.members.values():
+            member.replica.warm(ref)
+
+    async def forget(self, adapter_id: str) -> None:
+        for member in self.members.values():
+            member.replica.forget(adapter_id)
+
+    async def stop(self, drain_s: float = 30.0) -> None:
+        """Refuses new requests, lets running ones finish for up to `drain_s`, then ends all replicas."""
+        self._stopping = True
+        self.changed()
+        deadline_s = time.monotonic() + drain_s
+        while self._journeys and not self._hurried and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        for journey in self._journeys.values():
+            journey.abort(EngineUnavailable("the service is shutting down; send it again"))
+        await asyncio.gather(*(m.replica.stop() for m in self.members.values()))
+
+    def hurry(self) -> None:
+        """A `stop` under way waits no longer."""
+        self._hurried = True
+
+    # -- dispatching
+
+    async def place(self, ask: Ask) -> tuple[Member, Place]:
+        deadline_s = time.monotonic() + self.hold_s
+        while True:
+            changed = self._changed
+            if (chosen := self._choose(ask)) is not None:
+                return chosen
+            if self.hopeless is not None:
+                raise self.hopeless
+            try:
+                async with asyncio.timeout(deadline_s - time.monotonic()):
+                    await changed.wait()
+            except TimeoutError:
+                raise EngineUnavailable(
+                    f"no replica has become ready for {self.hold_s:g} s; try again later"
+                ) from None
+
+    def _choose(self, ask: Ask) -> tuple[Member, Place] | None:
+        index = route(ask, self._view, self._rng)
+        if index is None:
+            return None
+        member = self.members[self._view.replicas[index].id]
+        return member, self._view.send(index, ask)
+
+    def _ask(self, request: GenerationRequest) -> Ask:
+        adapter = request.adapter.id if request.adapter else None
+        prefix: list[bytes] = []
+        if len(self.members) > 1:
+            salt = hashlib.blake2b(f"{request.project}\x1f{adapter}".encode(), digest_size=16).digest()
+            prefix = prefix_chain(request.prompt_token_ids, salt)
+        return Ask(request.project, adapter, len(request.prompt_token_ids), prefix)
+
+    def _admit(self, request: GenerationRequest) -> None:
+        if self._stopping:
+            raise EngineUnavailable("the service is shutting down")
+        if request.id in self._journeys:
+            raise InvalidRequest(f"request id {request.id!r} is in use", param="id")
+        if len(self._journeys) >= self.max_queue:
+            raise QueueFull(
+                f"{len(self._journeys)} requests are in flight, the limit is {self.max_queue}; try again later",
+                retry_after_s=self._retry_after_s(),
+            )
+
+    def _retry_after_s(self) -> int:
+        """When a place should be free, from how fast requests ended lately."""
+        if len(self._ended) < 2:
+            return 1
+        per_request = (time.monotonic() - self._ended[0]) / len(self._ended)
+        return max(1, min(60, math.ceil(per_request)))

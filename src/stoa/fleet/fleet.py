@@ -72,6 +72,7 @@ class Fleet:
     def add(self, replica: Replica, *, slots: int = 64, handicap_s: float = 0.0) -> None:
         """It gets requests while it is ready."""
         replica.changed = self.changed
+        replica.keep_books(self._books)
         load = ReplicaLoad(replica.id, slots=slots, taking=replica.ready, handicap_s=handicap_s)
         self.members[replica.id] = Member(replica, load, self._view)
         self._view.add(load)

@@ -25,10 +25,10 @@ _MAX_PAUSE_S = 5.0
 class LinkedReplica:
     """Implements `Replica` but for `stop`, by the link that it has at the moment."""
 
-    def __init__(self, id: str, node: Node, books: Books) -> None:
+    def __init__(self, id: str, node: Node) -> None:
         self.id = id
         self.node = node
-        self.books = books
+        self.books: Books = NoBooks()
         self.link: EngineLink | None = None
         self.restarts = 0
         self.max_model_len = 0
@@ -94,12 +94,11 @@ class DistantReplica(LinkedReplica):
         address: str,
         token: str,
         *,
-        books: Books | None = None,
         stall_s: float = 60.0,
         silence_s: float = 5.0,
     ) -> None:
         """`address`: HOST:PORT. `silence_s`: without a word from the process, before its requests go elsewhere."""
-        super().__init__(id, node, books or NoBooks())
+        super().__init__(id, node)
         self._address, self._token = address, token
         self._stall_s, self._silence_s = stall_s, silence_s
         self._task: asyncio.Task[None] | None = None

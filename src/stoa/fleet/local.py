@@ -19,7 +19,6 @@ from stoa import errors
 from stoa.economics.node import Node
 from stoa.engine.config import EngineConfig
 from stoa.errors import EngineUnavailable, StoaError
-from stoa.fleet.books import Books, NoBooks
 from stoa.fleet.link import EngineLink
 from stoa.fleet.linked import LinkedReplica
 from stoa.fleet.worker import DEFAULT_FACTORY, LINK_LIMIT_BYTES, STARTUP_ERROR
@@ -42,10 +41,9 @@ class LocalReplica(LinkedReplica):
         factory: str = DEFAULT_FACTORY,
         start_s: float = 600.0,
         stall_s: float = 300.0,
-        books: Books | None = None,
     ) -> None:
         """`start_s`: how long an engine may take to start; `stall_s`: to go on, before another replaces it."""
-        super().__init__(id, node or Node(), books or NoBooks())
+        super().__init__(id, node or Node())
         self.config = config
         self.factory = factory
         self.start_s = start_s

@@ -200,7 +200,7 @@ async def test_requests_are_held_while_there_is_no_replica() -> None:
     assert fleet.ready
     asked = asyncio.create_task(answer(fleet, ask("a")))
     await asyncio.sleep(0.05)
-    assert len(fleet.visits.waiting) == 1
+    assert (fleet.held, len(fleet.visits.waiting)) == (1, 1)
     made = LocalReplica(EngineConfig(model="fake"), factory=FACTORY)
     fleet.add(made)
     await made.start()

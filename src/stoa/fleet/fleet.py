@@ -9,7 +9,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import structlog
@@ -52,6 +52,8 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.holds = False  # replicas come when they are wanted: none need be there
         self.hopeless: StoaError | None = None  # why none will come
+        self.held = 0  # requests that wait for one
+        self.on_held: Callable[[], None] = lambda: None  # told when another one waits
         self._max_model_len = max_model_len
         self._view = View(costs)
         self._rng = random.Random(secrets.randbits(64))
@@ -203,6 +205,16 @@ class Fleet:
     # -- dispatching
 
     async def place(self, ask: Ask) -> tuple[Member, Place]:
+        if (chosen := self._choose(ask)) is not None:
+            return chosen
+        self.held += 1
+        self.on_held()
+        try:
+            return await self._wait_for_place(ask)
+        finally:
+            self.held -= 1
+
+    async def _wait_for_place(self, ask: Ask) -> tuple[Member, Place]:
         deadline_s = time.monotonic() + self.hold_s
         while True:
             changed = self._changed

@@ -47,7 +47,7 @@ class EngineLink:
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._kept: KeepBooks | None = None  # we keep its books
         self._heard_s = self._turned_s = time.monotonic()
-        self._turns = -1
+        self.turns = -1  # of its loop, as far as it has told: changes while the engine looks for work
 
     @classmethod
     async def greet(
@@ -150,8 +150,8 @@ class EngineLink:
                     if (receiver := self._receivers.pop(usage.request_id, None)) is not None:
                         receiver.used(usage, self._books.cost_nanos(usage))
             case Pong():
-                if message.turns != self._turns:
-                    self._turns, self._turned_s = message.turns, self._heard_s
+                if message.turns != self.turns:
+                    self.turns, self._turned_s = message.turns, self._heard_s
             case Interval():
                 self._books.interval(message)
             case KeepBooks():

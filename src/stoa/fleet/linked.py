@@ -40,6 +40,11 @@ class LinkedReplica:
     def ready(self) -> bool:
         return self.link is not None
 
+    @property
+    def turns(self) -> int:
+        """Changes while its engine looks for work, also while it is idle."""
+        return self.link.turns if self.link is not None else -1
+
     def keep_books(self, books: Books) -> None:
         self.books = books
         if self.link is not None:

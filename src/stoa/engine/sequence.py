@@ -54,7 +54,8 @@ class Sequence:
         self.held_since_ns = 0  # since when its memory has not been booked; 0: it holds none
         self.params = request.params
         self.index = index
-        self.priority = (_CLASS_RANK[request.service_class], arrival, index)
+        # What has been promised elsewhere goes before what has come here.
+        self.priority = (_CLASS_RANK[request.service_class], 0 if request.so_far else arrival, index)
         self.seed = seed
         self.block_size = block_size
         self.text = text

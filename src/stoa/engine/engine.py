@@ -342,6 +342,7 @@ class Engine:
             adapter_evictions=self.adapters.evictions,
             running_adapters=sorted({q.adapter_id for q in s.running if q.adapter_id}),
             waiting_adapters=sorted({q.adapter_id for q in s.waiting if q.adapter_id}),
+            held_adapters=self.adapters.held,
         )
 
     def close(self) -> None:

@@ -29,3 +29,4 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     adapter_evictions: int = 0
     running_adapters: list[str] = []
     waiting_adapters: list[str] = []
+    held_adapters: list[str] = []  # in the pool or in host memory

@@ -179,6 +179,17 @@ class Fleet:
             raise EngineUnavailable("the engine is not up")
         return together(found) if found else EngineStats()
 
+    async def learn_residency(self) -> None:
+        """Asks replicas which adapters they hold, also those that other gateways have sent there."""
+        for member in [m for m in self.members.values() if m.replica.ready and len(self.members) > 1]:
+            try:
+                async with asyncio.timeout(_STATS_S):
+                    stats = await member.replica.stats()
+            except (EngineUnavailable, TimeoutError):
+                continue
+            coming = [leg.journey.ask.adapter for leg in member.legs]
+            self._view.adapters.replace(member.load.id, [*stats.held_adapters, *filter(None, coming)])
+
     async def warm(self, ref: AdapterRef) -> None:
         for member in self.members.values():
             member.replica.warm(ref)

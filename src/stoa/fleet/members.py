@@ -43,5 +43,6 @@ def together(stats: list[EngineStats]) -> EngineStats:
             "page_bytes": stats[0].page_bytes,
             "running_adapters": sorted({a for s in stats for a in s.running_adapters}),
             "waiting_adapters": sorted({a for s in stats for a in s.waiting_adapters}),
+            "held_adapters": sorted({a for s in stats for a in s.held_adapters}),
         }
     )

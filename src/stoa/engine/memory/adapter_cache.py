@@ -88,6 +88,11 @@ class AdapterCache:
         return len(self._host)
 
     @property
+    def held(self) -> list[str]:
+        """Ids of adapters that need not be read again."""
+        return list({**self._host, **self._resident})
+
+    @property
     def pages_held(self) -> int:
         return sum(r.num_pages for r in self._resident.values())
 

@@ -2,7 +2,10 @@
 
 Two engine processes on a core each. Streams run on both; one process is killed (`kill -9`), silenced (SIGSTOP, as a cut
 network), or drained. Measured is the longest pause of each stream that had to move, against one prefill of all its
-tokens on the other replica while that runs what it runs; and whether tokens are the ones of a run without fault.
+tokens on the other replica, and whether tokens are the ones of a run without fault.
+
+What being ready for this costs while nothing happens: the same streams on one replica through the fleet, which keeps what
+was said, and straight from the engine's connection.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from stoa.bench.folders import model_folder
 from stoa.bench.machine import machine_facts
 from stoa.economics.node import Node
 from stoa.engine.config import EngineConfig
-from stoa.engine.request import GenerationRequest, SamplingParams
+from stoa.engine.request import GenerationRequest, SamplingParams, TokenEvent
+from stoa.engine.usage import RequestUsage
 from stoa.fleet.backends.process import EngineProcess
 from stoa.fleet.fleet import Fleet
+from stoa.fleet.link import EngineLink
 from stoa.fleet.linked import DistantReplica
 
 Fault = Literal["kill", "silence", "drain"]
@@ -64,6 +69,7 @@ def run(
     )
     asked = [_request(i, prompt_tokens, output_tokens) for i in range(2 * streams)]
     rows = asyncio.run(_measure(config, asked, rounds, silence_s, faults))
+    readiness = asyncio.run(_readiness(config, asked, rounds))
     return {
         "machine": machine_facts(),
         "model": {"name": model},
@@ -71,7 +77,59 @@ def run(
             "streams": streams, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "rounds": rounds,
         },
         "rows": rows,
+        "readiness": readiness,
     }  # fmt: skip
+
+
+async def _readiness(config: EngineConfig, asked: list[GenerationRequest], rounds: int) -> dict[str, Any]:
+    """Seconds for all streams, in turns, straight and through the fleet, and their ratio; the median of pairs."""
+    pairs = []
+    async with _pair(config, silence_s=5.0) as (fleet, _):
+        fleet.members["r1"].draining = True
+        fleet.changed()
+        link = _link_of(fleet)
+        for number in range(-1, max(rounds, 5)):
+            started = time.perf_counter()
+            await asyncio.gather(*(_straight(link, _named(r, f"{r.id}-s{number}")) for r in asked))
+            between = time.perf_counter()
+            await _all(fleet, asked, f"f{number}", [Stream() for _ in asked])
+            if number >= 0:  # the first warms up
+                pairs.append((between - started, time.perf_counter() - between))
+    return {
+        "straight_s": round(statistics.median(s for s, _ in pairs), 3),
+        "fleet_s": round(statistics.median(f for _, f in pairs), 3),
+        "ratio": round(statistics.median(f / s for s, f in pairs), 4),
+        "pairs": len(pairs),
+    }
+
+
+def _link_of(fleet: Fleet) -> EngineLink:
+    replica = fleet.members["r0"].replica
+    assert isinstance(replica, DistantReplica)
+    assert replica.link is not None
+    return replica.link
+
+
+class _Straight:
+    """Receives a stream and keeps nothing but its end."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    def events(self, events: list[TokenEvent]) -> None:
+        if events[-1].finish_reason is not None:
+            self.over.set()
+
+    def used(self, usage: RequestUsage, cost_nanos: int) -> None: ...
+
+    def lost(self) -> None:
+        raise RuntimeError("the engine is gone")
+
+
+async def _straight(link: EngineLink, request: GenerationRequest) -> None:
+    receiver = _Straight()
+    link.open(request, receiver)
+    await receiver.over.wait()
 
 
 async def _measure(

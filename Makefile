@@ -11,6 +11,7 @@ lint:             ## format, lint, types, layers
 	ruff check .
 	mypy
 	lint-imports
+	python scripts/containers/values_table.py --check
 
 test:             ## fast tests
 	python -m pytest

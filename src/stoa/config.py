@@ -51,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     machine: str = "default"  # the type that prices speak of
     watts: Annotated[float, Meta(ge=0, le=1000000)] = 0.0
     memory_share: Annotated[float, Meta(ge=0, le=1)] = 0.2  # part of the price that is for memory
+    remote: list[dict[str, Any]] = []  # [[remote]] tables of the file: docs/remotes.md
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
@@ -101,6 +102,8 @@ def accepted(kind: Any) -> str:
     """What a setting of this type may be, in words."""
     if typing.get_origin(kind) is Literal:
         return ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is list:
+        return "tables of the settings file"
     bare, *more = typing.get_args(kind) or (kind,)
     words = {"int": "an integer", "float": "a number", "str": "text", "bool": "true, false"}[bare.__name__]
     for meta in more:

@@ -92,10 +92,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     from stoa.cli.models import resolve_model
     from stoa.fleet.fleet import Fleet
     from stoa.fleet.local import LocalReplica
+    from stoa.fleet.remote.settings import read_remotes
     from stoa.fleet.worker import DEFAULT_FACTORY
     from stoa.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
+    remotes = read_remotes(settings.remote)
     model_id, folder = resolve_model(settings)
     factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
     fleet = Fleet(max_queue=settings.max_queue)
@@ -108,12 +110,17 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         await asyncio.wait({starting, spawned}, return_when=asyncio.FIRST_COMPLETED)
         spawned.cancel()
         # What follows is read and imported while the engine does its own.
+        from stoa.cli.remotes import open_remote
         from stoa.cli.wiring import open_tenancy
         from stoa.server.edge import is_loopback
 
         tenancy = await open_tenancy(settings, loopback=is_loopback(settings.host))
         fleet.keep_books(tenancy.metering)
         service = _assemble(settings, model_id, folder, fleet, tenancy)
+        for remote in remotes:
+            opened = open_remote(remote, model_id, service.tokenizer, tenancy)
+            fleet.add(opened, slots=remote.max_in_flight, handicap_s=remote.handicap_s)
+            await opened.start()
         await _serve_http(settings, service, fleet, starting, listener)
     finally:
         starting.cancel()
@@ -195,6 +202,7 @@ def _assemble(settings: Settings, model_id: str, folder: Path, fleet: Fleet, ten
         max_queue=settings.max_queue,
         max_lora=settings.max_num_seqs,
         keys_wanted=tenancy.keys_wanted,
+        keeps_source=any(table.get("api") == "chat" for table in settings.remote),
     )
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import structlog
 
 from stoa.config import Settings
+from stoa.economics.api_prices import ApiPrices
 from stoa.economics.estimate import CostEstimate
 from stoa.economics.ledger import Ledger
 from stoa.economics.node import Node
 from stoa.economics.prices import PriceBook
+from stoa.economics.purchases import PurchaseLedger
 from stoa.economics.usage import UsageWriter
 from stoa.errors import ConfigError, DatabaseUnavailable, StoaError
 from stoa.storage.database import Database, database_url
@@ -45,6 +47,9 @@ class Tenancy:
     authority: Authority
     office: Office
     metering: Metering
+    meters: Meters
+    purchases: PurchaseLedger
+    api_prices: ApiPrices
     keys_wanted: bool
     _writer: UsageWriter
     _bell: Bell
@@ -53,6 +58,8 @@ class Tenancy:
     async def close(self) -> None:
         """After the engines have stopped: settles, books and writes what is left."""
         await self.metering.close()
+        with contextlib.suppress(DatabaseUnavailable):  # said in the log
+            await self.purchases.flush()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -102,10 +109,18 @@ async def open_tenancy(settings: Settings, *, loopback: bool) -> Tenancy:
         )
         return sum([await writer.spent(p, _start_of(period)) for p in projects])
 
-    gate = Gate(_meters(settings), estimate=estimate.nanos, spent=spent, clock=time.time, on_alert=bell.ring)
+    meters = _meters(settings)
+    gate = Gate(meters, estimate=estimate.nanos, spent=spent, clock=time.time, on_alert=bell.ring)
     metering = Metering(gate, writer, ledger_of, estimate, database, time.time)
-    tasks = [asyncio.create_task(metering.run()), asyncio.create_task(gate.run())]
-    return Tenancy(database, authority, office, metering, keys_wanted, writer, bell, tasks)
+    purchases, api_prices = PurchaseLedger(database, time.time), ApiPrices(prices)
+    work = [metering.run(), gate.run()]
+    if settings.remote:
+        await api_prices.refresh()
+        work += [purchases.run(), api_prices.run()]
+    tasks = [asyncio.create_task(each) for each in work]
+    return Tenancy(
+        database, authority, office, metering, meters, purchases, api_prices, keys_wanted, writer, bell, tasks
+    )
 
 
 class Bell:

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Float, cast, false, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from stoa.economics.buckets import Page, page_json
+from stoa.economics.purchases import LINE_ITEMS as PURCHASES
 from stoa.economics.split import HOUR_NS, SECOND_NS, split
 from stoa.economics.tables import LedgerEntry
 from stoa.economics.usage_report import bucket_column
@@ -49,6 +50,8 @@ class CostCell:
         item = self.groups.get("line_item")
         if item is None:
             return None, None
+        if item in PURCHASES:
+            return self.quantity, "tokens"
         if item in _MEMORY:
             return self.quantity / _GIB_HOUR_BYTE_MS, "gibibyte_hours"
         return self.quantity / SECOND_NS, "duration_seconds"
@@ -109,9 +112,9 @@ async def cost_cells(
 
 def spread(cells: Sequence[CostCell]) -> list[CostCell]:
     """One bucket's cells, by project_id and line_item at least, with nobody's given to those who used something."""
-    used = [c for c in cells if _is_direct(c)]
+    used = [c for c in cells if c.groups["project_id"] is not None]
     owners: dict[str, dict[tuple[tuple[str, str | None], ...], int]] = {}
-    for cell in used:
+    for cell in filter(_is_of_nodes, used):
         whose = tuple((k, v) for k, v in cell.groups.items() if k != "line_item")
         parts = owners.setdefault(str(cell.groups["project_id"]), {})
         parts[whose] = parts.get(whose, 0) + cell.amount_nanos
@@ -121,7 +124,7 @@ def spread(cells: Sequence[CostCell]) -> list[CostCell]:
         return list(cells)
     found = list(used)
     for cell in cells:
-        if _is_direct(cell):
+        if cell.groups["project_id"] is not None:
             continue
         for project, share in zip(projects, split(cell.amount_nanos, weights), strict=True):
             parts = owners[project]
@@ -132,7 +135,8 @@ def spread(cells: Sequence[CostCell]) -> list[CostCell]:
     return found
 
 
-def _is_direct(cell: CostCell) -> bool:
+def _is_of_nodes(cell: CostCell) -> bool:
+    """Use of our own nodes: what remotes have taken is no reason to bear these nodes' idle time."""
     return cell.groups["line_item"] in _DIRECT and cell.groups["project_id"] is not None
 
 

@@ -36,7 +36,9 @@ _COLUMNS: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 _QUANTITY_UNIT = case(
-    (LedgerEntry.line_item.in_(("memory", "idle memory")), "byte-milliseconds"), else_="nanoseconds"
+    (LedgerEntry.line_item.in_(("memory", "idle memory")), "byte-milliseconds"),
+    (LedgerEntry.line_item.startswith("api "), "tokens"),
+    else_="nanoseconds",
 ).label("quantity_unit")
 
 

@@ -87,8 +87,13 @@ class Fleet:
             if not member.replica.ready:
                 self._view.adapters.forget(member.load.id)
                 self._view.prefixes.forget(member.load.id)
-        known = [m.replica.max_model_len for m in self.members.values() if m.replica.max_model_len]
-        self._max_model_len = min(known, default=self._max_model_len)
+        known = [
+            (m.replica.ours, m.replica.max_model_len)
+            for m in self.members.values()
+            if m.replica.max_model_len
+        ]
+        ours = [length for ours, length in known if ours]  # others say themselves what is too long for them
+        self._max_model_len = min(ours or [length for _, length in known], default=self._max_model_len)
         event, self._changed = self._changed, asyncio.Event()
         event.set()
 
@@ -255,6 +260,18 @@ class Fleet:
             salt = hashlib.blake2b(f"{request.project}\x1f{adapter}".encode(), digest_size=16).digest()
             prefix = prefix_chain(request.prompt_token_ids, salt)
         return Ask(request.project, adapter, len(request.prompt_token_ids), prefix)
+
+    def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
+        """Replicas that cannot take it. Raises InvalidRequest if that is all of them and no others come."""
+        why = {
+            m.replica.id: found
+            for m in self.members.values()
+            if (found := m.replica.unfit(request)) is not None
+        }
+        if why and len(why) == len(self.members) and not self.holds:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(why.items()))
+            raise InvalidRequest(f"no replica can take this request ({reasons})")
+        return frozenset(why)
 
     def _admit(self, request: GenerationRequest) -> None:
         if self._stopping:

@@ -16,6 +16,7 @@ now, which finds nearly all of it in the prefix cache.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Protocol
 
 import msgspec
@@ -28,13 +29,18 @@ from stoa.fleet.policies.router import Ask, Place
 from stoa.fleet.tally import Tally
 from stoa.fleet.visits import Visit, Visits
 
-_MOST_LOSSES = 3  # replicas lost one after the other without a token: the request may be what ends them
+# Replicas lost one after the other without a token: of ours, the request may be what ends them.
+_MOST_LOSSES, _MOST_REFUSALS = 3, 12
 _CLOSE_TOKENS = 3  # a shadow so close behind speaks
 _MOST_SHADOWS = 4  # of one move, before it is good enough
 
 
 class Dispatcher(Protocol):
     """Finds replicas for journeys. Implemented by `fleet.Fleet`."""
+
+    def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
+        """Ids of replicas. Raises InvalidRequest if none can take it and none will come."""
+        ...
 
     async def place(self, ask: Ask) -> tuple[Member, Place]:
         """Waits while no replica takes requests. Raises EngineUnavailable if none will."""
@@ -103,7 +109,7 @@ class Journey:
         self._left = request.n
         self._legs = 0
         self._shadows = 0  # of the move under way
-        self._losses = 0
+        self._losses = {True: 0, False: 0}  # by whether the replica was ours
 
     async def next_events(self) -> list[TokenEvent]:
         """What comes next; [] after the last event. Raises EngineUnavailable."""
@@ -132,13 +138,18 @@ class Journey:
     # -- legs
 
     async def _begin(self) -> Leg:
+        self.ask = replace(self.ask, not_at=self._dispatcher.cannot_have(self._next_request()))
         return self._open(*await self._dispatcher.place(self.ask))
 
+    def _next_request(self) -> GenerationRequest:
+        """As its next leg gets it."""
+        if not self._legs:
+            return self.request
+        so_far = [None if tokens is None else [*tokens] for tokens in self._said] if self._total else []
+        return msgspec.structs.replace(self.request, id=f"{self.request.id}~{self._legs}", so_far=so_far)
+
     def _open(self, member: Member, place: Place) -> Leg:
-        request, begun = self.request, [len(tokens or ()) for tokens in self._said]
-        if self._legs:
-            so_far = [None if tokens is None else [*tokens] for tokens in self._said] if self._total else []
-            request = msgspec.structs.replace(request, id=f"{request.id}~{self._legs}", so_far=so_far)
+        request, begun = self._next_request(), [len(tokens or ()) for tokens in self._said]
         self._legs += 1
         self.tally.begun()
         leg = Leg(self, member, place, request, begun)
@@ -152,14 +163,23 @@ class Journey:
             return []
         if self.shadow is not None:
             return self._switch(self.shadow)
-        self._losses = 0 if leg.heard else self._losses + 1
-        if self._losses == _MOST_LOSSES:
-            raise EngineUnavailable(
-                f"the engine stopped while this request was running, {_MOST_LOSSES} times; send it again"
-            )
+        self._count_loss(leg)
         self.speaker = None
         self.speaker = await self._begin()
         return []
+
+    def _count_loss(self, leg: Leg) -> None:
+        """Raises EngineUnavailable when it is one too many."""
+        if leg.heard:
+            self._losses = {True: 0, False: 0}
+            return
+        self._losses[leg.member.replica.ours] += 1
+        if self._losses[True] == _MOST_LOSSES:
+            raise EngineUnavailable(
+                f"the engine stopped while this request was running, {_MOST_LOSSES} times; send it again"
+            )
+        if self._losses[False] == _MOST_REFUSALS:
+            raise EngineUnavailable(f"no remote has answered in {_MOST_REFUSALS} attempts; send it again")
 
     def _switch(self, shadow: Leg) -> list[TokenEvent]:
         """The shadow speaks."""

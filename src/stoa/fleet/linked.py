@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from stoa.economics.node import Node
@@ -24,6 +25,8 @@ _MAX_PAUSE_S = 5.0
 
 class LinkedReplica:
     """Implements `Replica` but for `stop`, by the link that it has at the moment."""
+
+    ours = True
 
     def __init__(self, id: str, node: Node) -> None:
         self.id = id
@@ -50,10 +53,15 @@ class LinkedReplica:
         if self.link is not None:
             self.link.keep_books(books.node(self.node))
 
+    def unfit(self, request: GenerationRequest) -> str | None:
+        return None
+
     def open(self, request: GenerationRequest, receiver: Receiver) -> None:
         if self.link is None:
             receiver.lost()
         else:
+            if request.source:
+                request = msgspec.structs.replace(request, source=b"")
             self.link.open(request, receiver)
 
     def cancel(self, request_id: str) -> None:

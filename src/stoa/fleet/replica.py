@@ -30,6 +30,7 @@ class Receiver(Protocol):
 
 class Replica(Protocol):
     changed: Callable[[], None]  # to be called when `ready` has changed; set by the fleet
+    ours: bool  # an engine of this fleet: takes every request that fits the model
 
     @property
     def id(self) -> str: ...
@@ -58,6 +59,10 @@ class Replica(Protocol):
 
     def keep_books(self, books: Books) -> None:
         """From now on `books` is told."""
+        ...
+
+    def unfit(self, request: GenerationRequest) -> str | None:
+        """Why it cannot have this request, whatever its state; None: it can."""
         ...
 
     def open(self, request: GenerationRequest, receiver: Receiver) -> None:

@@ -4,17 +4,16 @@
 
     wait(r)     until a new request of the project would be served at r, by what is there already (`expected_wait_s`)
     saved(r)    computing the tokens of the prompt that r is believed to have cached, and of `adapter_s`
-                min(8, 2 + 64 / (1 + n)) where the adapter is, n requests with it being in flight; where it is
+                min(12, 4 + 64 / (1 + n)) where the adapter is, n requests with it being in flight; where it is
                 nowhere, 2 at its two homes
 
 So a holder is taken unless it waits longer than another by what loading and computing again would cost: load is never out
 of balance by more than that. Choosing by queue and uncached prefill together is Mooncake's Algorithm 1 (Qin et al., FAST
 2025); the bound is in the spirit of consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, SODA 2018).
 A second copy of an adapter costs two loads, its own and that of what it evicts, and crowds the caches for as long as both
-are used. That pays for an adapter that many requests use; the fewer do, the longer they rather wait. The numbers
-are what `stoa bench router` finds good between hits and waits.
-Homes are the first two by rendezvous hashing (Thaler, Ravishankar, 1998): gateways place a cold adapter alike without
-talking, and where replicas come or go few homes move.
+are used. That pays for an adapter that many requests use; the fewer do, the longer they rather wait. The numbers are what
+`stoa bench router` finds good between hits and waits. Homes are the first two by rendezvous hashing (Thaler, Ravishankar,
+1998): gateways place a cold adapter alike without talking, and where replicas come or go few homes move.
 
 A request without adapter and known prefix goes to the better of two at random (Mitzenmacher, 2001), which needs no
 fresh figures of all and, where several gateways send, makes no herd.
@@ -37,7 +36,7 @@ from typing import Generic, TypeVar
 from stoa.fleet.policies.profile import Profile
 
 K = TypeVar("K", bound=Hashable)
-_COPY, _RARE, _MOST = 2, 64, 8  # loads that a copy is worth at least, by rarity, and at most: see above
+_COPY, _RARE, _MOST = 4, 64, 12  # loads that a copy is worth at least, by rarity, and at most: see above
 _MASK = (1 << 64) - 1
 
 
@@ -66,6 +65,7 @@ class Ask:
     adapter: str | None = None  # hash of its content
     prompt_tokens: int = 0
     prefix: Sequence[bytes] = ()  # hash chain of its leading blocks, salted by project and adapter
+    not_at: frozenset[str] = frozenset()  # replicas that cannot have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +314,7 @@ def _least(
     replicas, costs, project = view.replicas, view.costs, ask.project
     for index in indices:
         load = replicas[index]
-        if not load.taking:
+        if not load.taking or (ask.not_at and load.id in ask.not_at):
             continue
         cost_s = expected_wait_s(load, project, costs) - saved.get(load.id, 0.0)
         if cost_s < best_s:

@@ -41,6 +41,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_queue: Annotated[int, Meta(ge=1)] = 1024  # requests in flight before 429
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 << 20
     drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
+    cluster: str = "local"  # local, auto (a node of a Ray cluster), ray://HOST:PORT, or HOST:PORT of the head
+    min_replicas: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    max_replicas: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    idle_s: Annotated[float, Meta(ge=1, le=86400)] = 300.0  # until the last replica goes
+    slo_ttft_ms: Annotated[float, Meta(ge=1, le=600_000)] = 2000.0  # target for first tokens
+    hold_s: Annotated[float, Meta(ge=1, le=86400)] = 600.0  # how long a request waits for a replica
+    profile: str = ""  # of one replica, a file of stoa bench profile
+    replica_cpus: Annotated[float, Meta(ge=0, le=1024)] = 1.0  # that a replica is given on a cluster
+    replica_gpus: Annotated[float, Meta(ge=0, le=64)] = 0.0
+    replica_memory_gib: Annotated[float, Meta(ge=0, le=65536)] = 0.0
+    replica_resources: str = ""  # custom ones of Ray: NAME=AMOUNT,…
+    replica_labels: str = ""  # that its node must have: NAME=VALUE,…
+    offers: str = ""  # hourly prices: ZONE/spot=USD,ZONE/on_demand=USD,…
+    provision_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0  # for a node to come; 0: never
     auth: Literal["auto", "keys", "open"] = "auto"  # auto: open on loopback until there is a key
     api_key: str = ""  # one for everything, beside those in the database
     db: str = ""  # sqlite:///FILE or postgresql://…; default: a file under home

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from stoa.errors import ConfigError
 from stoa.tenancy.principal import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
+    from stoa.cli.elastic import ElasticFleet
     from stoa.cli.wiring import Tenancy
     from stoa.engine.config import EngineConfig
     from stoa.fleet.fleet import Fleet
@@ -53,6 +55,32 @@ def serve(
     max_queue: Annotated[int | None, typer.Option(help="requests in flight before 429")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="larger bodies get 413")] = None,
     drain_s: Annotated[float | None, typer.Option(help="time for running requests on SIGTERM")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="local, auto (a node of a Ray cluster), ray://HOST:PORT, or HOST:PORT")
+    ] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="0: none while nobody asks")] = None,
+    max_replicas: Annotated[int | None, typer.Option()] = None,
+    idle_s: Annotated[
+        float | None, typer.Option(help="without a request, before the last replica goes (min_replicas 0)")
+    ] = None,
+    slo_ttft_ms: Annotated[float | None, typer.Option(help="target for first tokens")] = None,
+    hold_s: Annotated[float | None, typer.Option(help="how long a request waits for a replica")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="what one replica can do: a file of stoa bench profile")
+    ] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(help="that a replica is given on a cluster; so the next four")
+    ] = None,
+    replica_gpus: Annotated[float | None, typer.Option()] = None,
+    replica_memory_gib: Annotated[float | None, typer.Option()] = None,
+    replica_resources: Annotated[str | None, typer.Option(help="custom ones of Ray: NAME=AMOUNT,…")] = None,
+    replica_labels: Annotated[str | None, typer.Option(help="that its node must have: NAME=VALUE,…")] = None,
+    offers: Annotated[
+        str | None, typer.Option(help="hourly prices: ZONE/spot=USD,ZONE/on_demand=USD,…")
+    ] = None,
+    provision_s: Annotated[
+        float | None, typer.Option(help="for a node to come; 0: the cluster does not grow")
+    ] = None,
     auth: Annotated[
         str | None, typer.Option(help="auto (open on loopback until there is a key), keys, or open")
     ] = None,
@@ -89,7 +117,9 @@ def serve(
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
+    from stoa.cli.elastic import is_elastic, open_elastic
     from stoa.cli.models import resolve_model
+    from stoa.engine.model.config import read_model_config
     from stoa.fleet.fleet import Fleet
     from stoa.fleet.local import LocalReplica
     from stoa.fleet.remote.settings import read_remotes
@@ -100,13 +130,27 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     remotes = read_remotes(settings.remote)
     model_id, folder = resolve_model(settings)
     factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
-    fleet = Fleet(max_queue=settings.max_queue)
-    replica = LocalReplica(_engine_config(settings, folder), factory=factory)
-    fleet.add(replica, slots=settings.max_num_seqs)
-    starting = asyncio.create_task(replica.start())
+    engine = _engine_config(settings, folder)
+    elastic: ElasticFleet | None = None
+    spawned: asyncio.Future[object]
+    if is_elastic(settings):
+        longest = settings.max_model_len or read_model_config(folder).max_position
+        elastic = open_elastic(settings, model_id, engine, longest, factory)
+        fleet = elastic.fleet
+        starting = asyncio.create_task(elastic.start())
+        spawned = asyncio.ensure_future(asyncio.sleep(0))
+    else:
+        fleet = Fleet(max_queue=settings.max_queue, ttft_s=settings.slo_ttft_ms / 1000)
+        replica = LocalReplica(engine, factory=factory)
+        fleet.add(replica, slots=settings.max_num_seqs)
+        starting = asyncio.create_task(replica.start())
+        spawned = asyncio.create_task(replica.spawned.wait())
+
+    async def stop(drain_s: float) -> None:
+        await (elastic.stop(drain_s) if elastic is not None else fleet.stop(drain_s))
+
     tenancy: Tenancy | None = None
     try:
-        spawned = asyncio.create_task(replica.spawned.wait())
         await asyncio.wait({starting, spawned}, return_when=asyncio.FIRST_COMPLETED)
         spawned.cancel()
         # What follows is read and imported while the engine does its own.
@@ -121,11 +165,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             opened = open_remote(remote, model_id, service.tokenizer, tenancy)
             fleet.add(opened, slots=remote.max_in_flight, handicap_s=remote.handicap_s)
             await opened.start()
-        await _serve_http(settings, service, fleet, starting, listener)
+        await _serve_http(settings, service, fleet, starting, stop, listener)
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await fleet.stop(0)
+        await stop(0)
         if tenancy is not None:
             await tenancy.close()
 
@@ -135,6 +179,7 @@ async def _serve_http(
     service: Service,
     fleet: Fleet,
     starting: asyncio.Task[None],
+    end_fleet: Callable[[float], Awaitable[None]],
     listener: socket.socket,
 ) -> None:
     import uvicorn
@@ -170,7 +215,7 @@ async def _serve_http(
                 f"stopping: up to {settings.drain_s:g} s for running requests; once more stops at once",
                 file=sys.stderr,
             )
-            await fleet.stop(settings.drain_s)
+            await end_fleet(settings.drain_s)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -242,7 +287,7 @@ def _announce(settings: Settings, service: Service, fleet: Fleet) -> None:
     }
     key = ' -H "Authorization: Bearer $STOA_API_KEY"' if service.keys_wanted else ""
     lines = [
-        f"Stoa is ready at {url} (kernels: {fleet.kernels})",
+        f"Stoa is ready at {url} ({f'kernels: {fleet.kernels}' if fleet.kernels else 'replicas come when asked for'})",
         f"  base model  {service.model_id}",
         f"  adapters    {', '.join(shown) or 'none yet; see stoa adapter add --help'}",
         f"  try         curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'",

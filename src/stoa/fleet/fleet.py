@@ -82,8 +82,11 @@ class Fleet:
 
     def changed(self) -> None:
         """Some replica has become ready, or is not any more."""
-        for member in self.members.values():
-            member.load.taking = member.replica.ready and not member.draining
+        staying = any(m.replica.ready and not m.draining for m in self.members.values())
+        for member in self.members.values():  # one that is about to go is better than none
+            member.load.taking = member.replica.ready and not (
+                member.draining and (staying or self._stopping)
+            )
             if not member.replica.ready:
                 self._view.adapters.forget(member.load.id)
                 self._view.prefixes.forget(member.load.id)

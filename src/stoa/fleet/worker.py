@@ -128,10 +128,10 @@ async def serve_many(address: str, token: str, engine: EngineLike) -> None:
     host, _, port = address.rpartition(":")
 
     async def come(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if await _may_enter(reader, token):
-            await server.serve(reader, writer)
-        else:
-            writer.close()
+        with contextlib.suppress(asyncio.CancelledError):  # the process ends
+            if await _may_enter(reader, token):
+                await server.serve(reader, writer)
+        writer.close()
 
     listener = await asyncio.start_server(come, host, int(port), limit=LINK_LIMIT_BYTES)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.loop.drain)

@@ -1,0 +1,203 @@
+"""Puts a fleet together for `stoa serve`: one engine, several on this machine, or those of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from stoa.config import Settings
+from stoa.engine.config import EngineConfig
+from stoa.errors import ConfigError
+from stoa.fleet.fleet import Fleet
+from stoa.fleet.membership import Membership, NearControls
+from stoa.fleet.policies.profile import Profile
+
+if TYPE_CHECKING:
+    from stoa.fleet.cluster.controls import RayControls
+    from stoa.fleet.cluster.plan import OfferPlan, Plan
+
+_GIB = 1 << 30
+_LOAD_S = 10.0  # until a profile says better
+
+
+@dataclass
+class ElasticFleet:
+    """A fleet whose replicas come and go as a controller says."""
+
+    fleet: Fleet
+    membership: Membership
+    min_replicas: int
+    ray: RayControls | None  # None: the controller is in this process
+
+    async def start(self) -> None:
+        """Raises ClusterUnreachable. If replicas are always there, waits for the first, and raises why none can start."""
+        if self.ray is not None:
+            await self.ray.connect()
+        self.membership.start()
+        while self.min_replicas and not any(m.load.taking for m in self.fleet.members.values()):
+            if self.fleet.hopeless is not None:
+                raise self.fleet.hopeless
+            await asyncio.sleep(0.02)
+
+    async def stop(self, drain_s: float) -> None:
+        await self.membership.hold_still()
+        await self.fleet.stop(drain_s)
+        await self.membership.close()
+
+
+def is_elastic(settings: Settings) -> bool:
+    """False: one engine that starts and ends with the gateway."""
+    return settings.cluster != "local" or (settings.min_replicas, settings.max_replicas) != (1, 1)
+
+
+def open_elastic(
+    settings: Settings, model_id: str, engine: EngineConfig, max_model_len: int, factory: str
+) -> ElasticFleet:
+    """Raises ConfigError."""
+    if settings.min_replicas > settings.max_replicas:
+        raise ConfigError(
+            f"min_replicas {settings.min_replicas} is above max_replicas {settings.max_replicas}",
+            param="max_replicas",
+        )
+    fleet = Fleet(
+        max_queue=settings.max_queue,
+        hold_s=settings.hold_s,
+        ttft_s=settings.slo_ttft_ms / 1000,
+        max_model_len=max_model_len,
+    )
+    fleet.holds = True
+    ray: RayControls | None = None
+    controls: NearControls | RayControls
+    if settings.cluster == "local":
+        controls = _near(settings, engine, factory)
+    else:
+        from stoa.fleet.cluster.controls import RayControls
+
+        ray = controls = RayControls(settings.cluster, plan(settings, model_id, engine, factory))
+    membership = Membership(
+        fleet,
+        controls,
+        gateway=f"{settings.node or socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
+        slots=settings.max_num_seqs,
+        machine=settings.machine,
+    )
+    return ElasticFleet(fleet, membership, settings.min_replicas, ray)
+
+
+def _near(settings: Settings, engine: EngineConfig, factory: str) -> NearControls:
+    from stoa.fleet.backends.local import LocalBackend
+    from stoa.fleet.controller import Controller
+    from stoa.fleet.policies.autoscaler import Elastic
+    from stoa.fleet.policies.facts import Bounds, Offer, Slo
+
+    profile = read_profile(settings)
+    if not engine.threads:  # all engines together have the machine
+        share = max(1, len(os.sched_getaffinity(0)) // settings.max_replicas)
+        engine = msgspec.structs.replace(engine, threads=share)
+    offer = Offer("local", "on_demand", 1.0, profile.load_s)
+    return NearControls(
+        Controller(
+            backend=LocalBackend(
+                engine, offer=offer, most=settings.max_replicas + 1, factory=factory, node=settings.node
+            ),
+            policy=Elastic(),
+            profile=profile,
+            slo=Slo(settings.slo_ttft_ms / 1000),
+            bounds=Bounds(settings.min_replicas, settings.max_replicas, settings.idle_s),
+            clock=time.monotonic,
+        )
+    )
+
+
+def plan(settings: Settings, model_id: str, engine: EngineConfig, factory: str) -> Plan:
+    """Gateways with the same model and engine share one fleet; others have one of their own."""
+    from stoa.fleet.cluster.plan import Plan
+
+    if not engine.threads and settings.replica_cpus >= 1:
+        engine = msgspec.structs.replace(engine, threads=int(settings.replica_cpus))
+    kind = hashlib.blake2b(msgspec.msgpack.encode((engine, factory)), digest_size=4).hexdigest()
+    return Plan(
+        name=f"{model_id.replace('/', '--')}-{kind}",
+        engine=engine,
+        profile=read_profile(settings),
+        factory=factory,
+        cpus=settings.replica_cpus,
+        gpus=settings.replica_gpus,
+        memory_bytes=int(settings.replica_memory_gib * _GIB),
+        resources={
+            name: _number("replica_resources", v) for name, v in _pairs("replica_resources", settings)
+        },
+        labels=dict(_pairs("replica_labels", settings)),
+        offers=_offers(settings),
+        provision_s=settings.provision_s,
+        ttft_s=settings.slo_ttft_ms / 1000,
+        min_replicas=settings.min_replicas,
+        max_replicas=settings.max_replicas,
+        idle_s=settings.idle_s,
+    )
+
+
+def read_profile(settings: Settings) -> Profile:
+    """Of one replica; without a measured one a guess, with which scaling is only coarse."""
+    if not settings.profile:
+        return Profile(
+            name="guess",
+            fixed_s=0.02,
+            prompt_row_s=2e-4,
+            decode_row_s=5e-4,
+            max_num_seqs=settings.max_num_seqs,
+            max_batch_tokens=settings.max_batch_tokens,
+            load_s=_LOAD_S,
+        )
+    try:
+        return msgspec.json.decode(Path(settings.profile).read_bytes(), type=Profile)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"profile {settings.profile} cannot be read: {error}; make one with stoa bench profile",
+            param="profile",
+        ) from None
+
+
+def _offers(settings: Settings) -> list[OfferPlan]:
+    from stoa.fleet.cluster.plan import OfferPlan
+
+    offers = []
+    for place, price in _pairs("offers", settings):
+        zone, _, market = place.rpartition("/")
+        if market == "spot":
+            offers.append(OfferPlan(zone, "spot", _number("offers", price)))
+        elif market == "on_demand":
+            offers.append(OfferPlan(zone, "on_demand", _number("offers", price)))
+        else:
+            raise ConfigError(f"offers: {place!r} is no ZONE/spot or ZONE/on_demand", param="offers")
+    return offers
+
+
+def _pairs(name: str, settings: Settings) -> list[tuple[str, str]]:
+    """Of text like "a=1,b=2"."""
+    pairs = []
+    for part in filter(None, (p.strip() for p in str(getattr(settings, name)).split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"{name}: {part!r} is no NAME=VALUE", param=name)
+        pairs.append((key.strip(), value.strip()))
+    return pairs
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ConfigError(f"{name}: {text!r} is no number of at least 0", param=name)
+    return number

@@ -184,6 +184,21 @@ async def test_draining_a_replica_moves_its_streams_without_a_seam() -> None:
         assert {u.completion_tokens for u, _ in books.usages.values() if u.completion_tokens > 3} == {150}
 
 
+async def test_the_last_replica_takes_requests_while_it_drains() -> None:
+    """Until another one is there, to which they move."""
+    async with running(1) as fleet:
+        asked = asyncio.create_task(answer(fleet, ask("a", 200)))
+        draining = asyncio.create_task(fleet.drain("r0", grace_s=10))
+        await asyncio.sleep(0.05)
+        assert await answer(fleet, ask("b")) == [0, 1, 2]
+        other = LocalReplica(EngineConfig(model="fake"), id="r1", factory=FACTORY)
+        fleet.add(other)
+        await other.start()
+        await draining
+        assert not fleet.members["r0"].legs
+        assert await asked == list(range(200))
+
+
 async def test_removing_a_replica_at_once_moves_its_streams_too() -> None:
     """Without time to catch up they go on from what has been said."""
     async with running(2) as fleet:

@@ -83,10 +83,9 @@ class Fleet:
     def changed(self) -> None:
         """Some replica has become ready, or is not any more."""
         staying = any(m.replica.ready and not m.draining for m in self.members.values())
-        for member in self.members.values():  # one that is about to go is better than none
-            member.load.taking = member.replica.ready and not (
-                member.draining and (staying or self._stopping)
-            )
+        for member in self.members.values():  # one that drains is better than none
+            ready = member.replica.ready and not member.leaving
+            member.load.taking = ready and not (member.draining and staying)
             if not member.replica.ready:
                 self._view.adapters.forget(member.load.id)
                 self._view.prefixes.forget(member.load.id)
@@ -113,13 +112,16 @@ class Fleet:
                     chosen = self._choose(journey.ask)
                     if chosen is None:
                         break
+                    if chosen[0].draining:  # there is no other
+                        chosen[1].leave()
+                        break
                     journey.move(*chosen)
             await asyncio.sleep(_POLL_S)
 
     async def remove(self, replica_id: str) -> None:
         """It ends; what still runs there goes on elsewhere from what has been said."""
         member = self.members[replica_id]
-        member.draining = True
+        member.draining = member.leaving = True
         self.changed()
         for leg in list(member.legs):
             leg.abandon()

@@ -21,7 +21,8 @@ class Member:
     load: ReplicaLoad
     view: View
     legs: set[Leg] = field(default_factory=set)
-    draining: bool = False
+    draining: bool = False  # what runs there should move
+    leaving: bool = False  # it is being taken away
 
     def take(self, ask: Ask) -> Place:
         """A place there, whether or not the router would choose it."""

@@ -194,6 +194,14 @@ class InvalidPrice(InvalidRequest):
     code = "invalid_price"
 
 
+class InvalidTrace(StoaError):
+    """A trace cannot be read; the message names file and line, and what would be accepted."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_trace"
+
+
 class ConfigError(StoaError):
     """A setting is unknown or malformed; the message names it, its source, and what is accepted."""
 

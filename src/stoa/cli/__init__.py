@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stoa import __version__
-from stoa.cli import adapter, bench, chat, costs, doctor, key, price, serve, tenant
+from stoa.cli import adapter, bench, chat, costs, doctor, key, price, serve, simulate, tenant
 from stoa.errors import StoaError
 from stoa.telemetry import configure_logging
 
@@ -22,6 +22,7 @@ app.add_typer(tenant.app, name="tenant")
 app.add_typer(key.app, name="key")
 app.add_typer(price.app, name="price")
 app.command("costs")(costs.costs)
+app.command("simulate")(simulate.simulate)
 
 
 def _version(asked: bool) -> None:

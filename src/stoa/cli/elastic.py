@@ -20,6 +20,7 @@ from stoa.errors import ConfigError
 from stoa.fleet.fleet import Fleet
 from stoa.fleet.membership import Membership, NearControls
 from stoa.fleet.policies.profile import Profile
+from stoa.fleet.policies.router import Costs
 
 if TYPE_CHECKING:
     from stoa.fleet.cluster.controls import RayControls
@@ -72,6 +73,7 @@ def open_elastic(
         max_queue=settings.max_queue,
         hold_s=settings.hold_s,
         ttft_s=settings.slo_ttft_ms / 1000,
+        costs=Costs.of(read_profile(settings)),
         max_model_len=max_model_len,
     )
     fleet.holds = True

@@ -84,6 +84,9 @@ class FakeReplica:
     closed: list[str] = field(default_factory=list)  # before the end
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
+    def states(self) -> dict[str, int]:
+        return {"ready": int(self.ready), "draining": 0, "lost": 0, "held": 0}
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
         self.requests.append(request)
         ended = False

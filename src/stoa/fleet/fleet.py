@@ -155,6 +155,18 @@ class Fleet:
         """What a person should know, or ""."""
         return "; ".join(sorted({m.replica.notice for m in self.members.values()} - {""}))
 
+    def states(self) -> dict[str, int]:
+        """How many replicas are ready, draining or lost (known and not connected), and requests held for want of one."""
+        members = self.members.values()
+        draining = sum(m.draining for m in members)
+        ready = sum(m.replica.ready and not m.draining for m in members)
+        return {
+            "ready": ready,
+            "draining": draining,
+            "lost": len(members) - ready - draining,
+            "held": self.held,
+        }
+
     @property
     def in_flight(self) -> int:
         return len(self._journeys)

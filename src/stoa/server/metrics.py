@@ -80,11 +80,20 @@ class Metrics:
             stats = await asyncio.wait_for(self._service.replica.stats(), _STATS_S)
         except (StoaError, TimeoutError):
             stats = None
-        found: list[Metric] = [*families]
+        found: list[Metric] = [*families, *self._fleet_families()]
         if stats is not None:
             names = await self._names(stats)
             found += _engine_families(stats, self._service, names)
         return Response(own + generate_latest(_Once(found)), media_type=CONTENT_TYPE_LATEST)
+
+    def _fleet_families(self) -> list[Metric]:
+        model, states = self._service.model_id, self._service.replica.states()
+        held = GaugeMetricFamily("stoa:requests_held", "Requests that wait for a replica", labels=_LABELS)
+        held.add_metric([model], states.pop("held"))
+        replicas = GaugeMetricFamily("stoa:replicas", "Replicas, by state", labels=[*_LABELS, "state"])
+        for state, count in states.items():
+            replicas.add_metric([model, state], count)
+        return [held, replicas]
 
     async def _names(self, stats: EngineStats) -> dict[str, str]:
         """Adapter id -> name, for people and routers. What projects call their own is nobody else's business."""

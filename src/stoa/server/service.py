@@ -39,6 +39,10 @@ class Replica(Protocol):
     @property
     def restarts(self) -> int: ...
 
+    def states(self) -> dict[str, int]:
+        """How many replicas are ready, draining or lost, and requests held for want of one."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
         """Batches of events until all choices have finished. An async generator: closing it cancels the
         request. Raises QueueFull, EngineUnavailable."""
@@ -122,6 +126,7 @@ class Service:
     max_choices: int = 128  # n, times the prompts of one request
     max_inputs: int = 2048  # texts in one embedding request
     max_lora: int = 64  # adapters that one step can hold, for routers
+    keeps_source: bool = False  # some remote renders conversations itself
     keys_wanted: bool = False  # does /v1/* ask for a key?
     lanes: Lanes = field(default_factory=Lanes)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between faults")
     parser.add_argument("--replicas", type=int, default=3, help="at least so many")
-    parser.add_argument("--shrink", type=int, default=8, help="lengths of the trace are divided by this")
+    parser.add_argument("--shrink", type=int, default=3, help="lengths of the trace are divided by this")
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)

@@ -14,17 +14,13 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from draw import draw
+from gateway import get, serving
 from nodes import FAULTS, Nodes
 from traffic import Answer, quiet_answers, read_trace, replay
 
@@ -49,7 +45,11 @@ def main() -> None:
     asks = read_trace(args.trace, args.requests, args.minutes * 60, shrink=args.shrink, most=300)
     nodes = Nodes()
     try:
-        with _gateway(nodes.address, args.replicas) as url:
+        options = [
+            "--cluster", nodes.address, "--min-replicas", str(args.replicas), "--max-replicas", str(args.replicas + 1),
+            "--replica-cpus", "1", "--threads", "1", "--pool-gib", "0.1",
+        ]  # fmt: skip
+        with serving(options, replicas=args.replicas) as url:
             expected = asyncio.run(quiet_answers(url, asks))
             assert not any(answer.error for answer in expected), next(a.error for a in expected if a.error)
             report = asyncio.run(_disturbed(url, nodes, asks, expected, args))
@@ -131,7 +131,7 @@ async def _break(
 async def _watch(url: str, started: float, timeline: list[dict[str, float]]) -> None:
     while True:
         with contextlib.suppress(OSError):
-            text = await asyncio.to_thread(_get, f"{url}/metrics")
+            text = await asyncio.to_thread(get, f"{url}/metrics")
             point = {"t_s": round(time.perf_counter() - started, 2)}
             for line in text.splitlines():
                 if line.startswith(("stoa:replicas{", "stoa:requests_held{")):
@@ -139,44 +139,6 @@ async def _watch(url: str, started: float, timeline: list[dict[str, float]]) -> 
                     point[name] = float(line.rsplit(" ", 1)[1])
             timeline.append(point)
         await asyncio.sleep(0.5)
-
-
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return answer.read().decode()
-
-
-@contextlib.contextmanager
-def _gateway(address: str, replicas: int) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as home:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "stoa.cli", "serve", "--port", str(port), "--home", home, "--cluster", address,
-                "--min-replicas", str(replicas), "--max-replicas", str(replicas + 1), "--replica-cpus", "1",
-                "--threads", "1", "--pool-gib", "0.1", "--log-level", "error",
-            ]
-        )  # fmt: skip
-        try:
-            _until_ready(f"http://127.0.0.1:{port}", process, replicas)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _until_ready(url: str, process: subprocess.Popen, replicas: int) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit("the gateway did not start")
-        with contextlib.suppress(OSError):
-            if f'state="ready"}} {float(replicas)}' in _get(f"{url}/metrics"):
-                return
-        time.sleep(0.5)
-    raise SystemExit("the replicas did not start")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.holds = False  # replicas come when they are wanted: none need be there
         self.hopeless: StoaError | None = None  # why none will come
+        self.starting = 0  # replicas on their way
         self.held = 0  # requests that wait for one
         self.on_held: Callable[[], None] = lambda: None  # told when another one waits
         self._max_model_len = max_model_len
@@ -156,11 +157,12 @@ class Fleet:
         return "; ".join(sorted({m.replica.notice for m in self.members.values()} - {""}))
 
     def states(self) -> dict[str, int]:
-        """How many replicas are ready, draining or lost (known and not connected), and requests held for want of one."""
+        """How many replicas are starting, ready, draining or lost (not connected), and requests held for want of one."""
         members = self.members.values()
         draining = sum(m.draining for m in members)
         ready = sum(m.replica.ready and not m.draining for m in members)
         return {
+            "starting": self.starting,
             "ready": ready,
             "draining": draining,
             "lost": len(members) - ready - draining,

@@ -165,6 +165,7 @@ class Membership:
                 self._drain(place)
             else:
                 self._undrain(place.id)
+        self._fleet.starting = sum(place.state == "starting" for place in state.replicas)
         hopeless = state.trouble.error() if state.trouble else None
         if (hopeless is None) != (self._fleet.hopeless is None):
             self._fleet.hopeless = hopeless

@@ -40,7 +40,7 @@ class Replica(Protocol):
     def restarts(self) -> int: ...
 
     def states(self) -> dict[str, int]:
-        """How many replicas are ready, draining or lost, and requests held for want of one."""
+        """How many replicas are starting, ready, draining or lost, and requests held for want of one."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:

@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host_adapter_gib: Annotated[float, Meta(ge=0, le=65536)] = 0.0
     max_queue: Annotated[int, Meta(ge=1)] = 1024  # requests in flight before 429
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 << 20
+    files_url: str = ""  # where files lie: s3://… by fsspec; default: a folder under home
+    max_file_bytes: Annotated[int, Meta(ge=1)] = 512 << 20
     drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     cluster: str = "local"  # local, auto (a node of a Ray cluster), ray://HOST:PORT, or HOST:PORT of the head
     min_replicas: Annotated[int, Meta(ge=0, le=10_000)] = 1

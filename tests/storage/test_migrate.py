@@ -17,7 +17,7 @@ from stoa.storage.base import Base
 from stoa.storage.database import Database
 from stoa.storage.migrate import alembic_config, revisions, upgrade
 
-for _name in ("stoa.tenancy.tables", "stoa.economics.tables"):
+for _name in ("stoa.tenancy.tables", "stoa.economics.tables", "stoa.storage.files", "stoa.batches.tables"):
     importlib.import_module(_name)
 
 

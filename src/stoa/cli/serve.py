@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +19,8 @@ from stoa.errors import ConfigError
 from stoa.tenancy.principal import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
-    from stoa.cli.elastic import ElasticFleet
+    from stoa.cli.batching import Batching
+    from stoa.cli.fleets import ServedFleet
     from stoa.cli.wiring import Tenancy
     from stoa.engine.config import EngineConfig
     from stoa.fleet.fleet import Fleet
@@ -54,6 +53,10 @@ def serve(
     ] = None,
     max_queue: Annotated[int | None, typer.Option(help="requests in flight before 429")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="larger bodies get 413")] = None,
+    files_url: Annotated[
+        str | None, typer.Option(help="where files lie: s3://… by fsspec; default: under home")
+    ] = None,
+    max_file_bytes: Annotated[int | None, typer.Option(help="larger uploads to /v1/files get 413")] = None,
     drain_s: Annotated[float | None, typer.Option(help="time for running requests on SIGTERM")] = None,
     cluster: Annotated[
         str | None, typer.Option(help="local, auto (a node of a Ray cluster), ray://HOST:PORT, or HOST:PORT")
@@ -117,43 +120,24 @@ def serve(
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
-    from stoa.cli.elastic import is_elastic, open_elastic
+    from stoa.cli.fleets import open_fleet
     from stoa.cli.models import resolve_model
-    from stoa.engine.model.config import read_model_config
-    from stoa.fleet.fleet import Fleet
-    from stoa.fleet.local import LocalReplica
     from stoa.fleet.remote.settings import read_remotes
-    from stoa.fleet.worker import DEFAULT_FACTORY
     from stoa.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     remotes = read_remotes(settings.remote)
     model_id, folder = resolve_model(settings)
-    factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
-    engine = _engine_config(settings, folder)
-    elastic: ElasticFleet | None = None
-    spawned: asyncio.Future[object]
-    if is_elastic(settings):
-        longest = settings.max_model_len or read_model_config(folder).max_position
-        elastic = open_elastic(settings, model_id, engine, longest, factory)
-        fleet = elastic.fleet
-        starting = asyncio.create_task(elastic.start())
-        spawned = asyncio.ensure_future(asyncio.sleep(0))
-    else:
-        fleet = Fleet(max_queue=settings.max_queue, ttft_s=settings.slo_ttft_ms / 1000)
-        replica = LocalReplica(engine, factory=factory)
-        fleet.add(replica, slots=settings.max_num_seqs)
-        starting = asyncio.create_task(replica.start())
-        spawned = asyncio.create_task(replica.spawned.wait())
-
-    async def stop(drain_s: float) -> None:
-        await (elastic.stop(drain_s) if elastic is not None else fleet.stop(drain_s))
-
+    served = open_fleet(settings, model_id, _engine_config(settings, folder))
+    fleet = served.fleet
+    starting = asyncio.create_task(served.start())
     tenancy: Tenancy | None = None
     try:
-        await asyncio.wait({starting, spawned}, return_when=asyncio.FIRST_COMPLETED)
-        spawned.cancel()
+        begun = asyncio.create_task(served.begun())
+        await asyncio.wait({starting, begun}, return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
         # What follows is read and imported while the engine does its own.
+        from stoa.cli.batching import open_batching
         from stoa.cli.remotes import open_remote
         from stoa.cli.wiring import open_tenancy
         from stoa.server.edge import is_loopback
@@ -165,11 +149,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             opened = open_remote(remote, model_id, service.tokenizer, tenancy)
             fleet.add(opened, slots=remote.max_in_flight, handicap_s=remote.handicap_s)
             await opened.start()
-        await _serve_http(settings, service, fleet, starting, stop, listener)
+        batching = open_batching(settings, tenancy.database)
+        await _serve_http(settings, service, served, batching, starting, listener)
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await stop(0)
+        await served.stop(0)
         if tenancy is not None:
             await tenancy.close()
 
@@ -177,17 +162,18 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 async def _serve_http(
     settings: Settings,
     service: Service,
-    fleet: Fleet,
+    served: ServedFleet,
+    batching: Batching,
     starting: asyncio.Task[None],
-    end_fleet: Callable[[float], Awaitable[None]],
     listener: socket.socket,
 ) -> None:
     import uvicorn
 
     from stoa.server import create_app
 
+    app = create_app(service, files=batching.files, batches=batching.batches)
     server = uvicorn.Server(
-        uvicorn.Config(create_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     )
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # ours, below
     http = asyncio.create_task(server.serve(sockets=[listener]))
@@ -195,7 +181,7 @@ async def _serve_http(
 
     def end() -> None:
         if stop.is_set():
-            fleet.hurry()
+            served.fleet.hurry()
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -208,15 +194,18 @@ async def _serve_http(
             starting.result()
             gc.collect()
             gc.freeze()  # what is there now stays: looking through it again and again would hold up streams
-            _announce(settings, service, fleet)
+            _announce(settings, service, served.fleet)
+            batching.work(app, served.fleet.stats)
             await asyncio.wait({stopping, http}, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             print(
                 f"stopping: up to {settings.drain_s:g} s for running requests; once more stops at once",
                 file=sys.stderr,
             )
-            await end_fleet(settings.drain_s)
+            await batching.stop()
+            await served.stop(settings.drain_s)
     finally:
+        await batching.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
         server.should_exit = True

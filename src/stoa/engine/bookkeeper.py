@@ -81,7 +81,7 @@ class Bookkeeper:
         self._accounts.memory(seq.book, kv, adapter, for_ns)
         if not scheduler.count_tokens:
             share = (kv + adapter) / self._accounts.pool_bytes
-            scheduler.shares.charge(seq.project, MEMORY_WEIGHT * share * for_ns)
+            scheduler.shares_of(seq).charge(seq.project, MEMORY_WEIGHT * share * for_ns)
 
     # -- ends
 

@@ -1,59 +1,43 @@
 """What runs in the next step, and who gives way when memory is short.
 
-Service class goes first, then fairness among projects (`fairness.py`), then arrival. A step is filled in this order:
+Service class goes first, then fairness among the projects of a class (`fairness.py`), then arrival. A step is filled
+in this order:
 
-    1. projects within their share: rows of sequences that decode, then prompts in chunks, then new sequences
-    2. projects beyond their share: the same, as far as the step stays short (`step_target_s`)
+    1. interactive, projects within their share: rows of sequences that decode, then prompts in chunks, then new ones
+    2. interactive, projects beyond their share: the same, as far as the step stays short (`step_target_s`)
+    3. batch: the same with what is left; the step stays short as long as interactive requests come
 
 With one project around there is no second part. Space is made in this order, and only as far as needed:
 
     1. what nobody uses: the longest unused of cached prefix pages and idle adapters
     2. what only waits: adapters and pages held for sequences that are not running, newest first
-    3. running sequences, those beyond their share and the newest first: their pages go, they are computed again
-       later (same tokens: sampling depends on seed and position only)
+    3. running sequences, batch first, then those beyond their share and the newest: their pages go, they are computed
+       again later (same tokens: sampling depends on seed and position only)
 
-The oldest running sequence is never preempted by another, so the engine always makes progress.
+What is new takes space from what runs only if its class goes before. So a batch gives way within a step: an interactive
+arrival finds it gone from the step's places and, where they are wanted, from the pages. The oldest running sequence is
+never preempted by another of its class, so the engine always makes progress.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 from stoa.engine.cost import RowCost, StepTime
 from stoa.engine.fairness import FairShares
 from stoa.engine.memory.adapter_cache import AdapterCache
 from stoa.engine.memory.blocks import BlockTable
+from stoa.engine.plan import Group, StepPlan
 from stoa.engine.sequence import Sequence
 from stoa.errors import OutOfMemory, StoaError
 
 _AUTO_TARGET = 3.0  # steps shared with projects beyond their share take so many times an empty one
 _LEAST_WORK = 16.0  # but no less than so many rows
 _OUTPUT_TOKEN = 2.0  # what VTC counts an output token as, in prompt tokens
-
-
-@dataclass
-class StepPlan:
-    """Rows of one step: how many of its `todo` tokens each sequence computes now."""
-
-    counts: dict[Sequence, int] = field(default_factory=dict)
-    failed: list[tuple[Sequence, StoaError]] = field(default_factory=list)
-    preempted: bool = False
-    rows: int = 0
-    work: float = 0.0
-    most_work: float = math.inf
-    paused: bool = False  # a running sequence was left out for it
-
-    def add(self, seq: Sequence, rows: int, work: float) -> None:
-        self.counts[seq] = rows
-        self.rows += rows
-        self.work += work
-
-    def drop(self, seq: Sequence) -> None:
-        """`seq` has given way. Its work stays counted: this step is no time to fill up."""
-        self.rows -= self.counts.pop(seq, 0)
+_EXPECTED_S = 10.0  # the next interactive request may come so long after the last
+_INTERACTIVE, _BATCH = 0, 1  # ranks of classes, the first of a priority
 
 
 class Scheduler:
@@ -79,7 +63,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.prefix_caching = prefix_caching
         self.cost = cost
-        self.shares = shares
+        self.shares = shares  # of the interactive class
+        self._batch_shares = FairShares(shares.enabled, shares.clock)  # batches cost no interactive share
         self.count_tokens = count_tokens
         self.step_target_s = step_target_s
         self.times = StepTime()
@@ -91,13 +76,14 @@ class Scheduler:
         self.prefix_hit_tokens = 0
         self.letting_go: Callable[[Sequence], None] = lambda seq: None  # told before memory is given back
         self._over: frozenset[str] = frozenset()
+        self._interactive_s = -math.inf  # when there was an interactive sequence last
         self._per_work_s = 0.0
 
     def add(self, seq: Sequence) -> None:
         if seq.request.adapter is not None:
             self.adapters.prefetch(seq.request.adapter)
-        self.shares.arrive(seq.project, seq.request.weight)
-        self.shares.wait(seq.project)
+        self.shares_of(seq).arrive(seq.project, seq.request.weight)
+        self.shares_of(seq).wait(seq.project)
         bisect.insort(self.waiting, seq, key=_priority)
 
     def remove(self, seq: Sequence) -> None:
@@ -106,10 +92,10 @@ class Scheduler:
             self.running.remove(seq)
         else:
             self.waiting.remove(seq)
-            self.shares.admitted(seq.project)
+            self.shares_of(seq).admitted(seq.project)
         self._release(seq)
         self._refund(seq)
-        self.shares.leave(seq.project)
+        self.shares_of(seq).leave(seq.project)
 
     def schedule(self) -> StepPlan:
         self.clock += 1
@@ -118,16 +104,16 @@ class Scheduler:
         self._over = self.shares.over()
         fixed_s, self._per_work_s = self.times.fit()
         admitting = True
-        for over in (False, True):
-            if over and self._per_work_s:
-                target_s = max(self.step_target_s, _AUTO_TARGET * fixed_s)
-                plan.most_work = max(_LEAST_WORK, (target_s - fixed_s) / self._per_work_s)
-            mine = [s for s in self.running if (s.project in self._over) is over]
+        for group in Group:
+            plan.most_work = self._most_work(fixed_s) if self._keeps_short(group) else math.inf
+            mine = [s for s in self.running if self._group(s) is group]
             for part in ([s for s in mine if s.todo == 1], [s for s in mine if s.todo > 1]):
-                for seq in self.shares.order(part, self._next_cost):
+                for seq in self._in_turn(part, group):
                     self._continue(seq, plan)
-            plan.preempted = self.preemptions != preemptions
-            admitting = admitting and not plan.preempted and not plan.paused and self._admit(plan, over)
+            gave_way = self.preemptions != preemptions
+            stopped = plan.paused or (gave_way and group is Group.BATCH)
+            admitting = admitting and not stopped and self._admit(plan, group)
+        plan.preempted = self.preemptions != preemptions
         return plan
 
     def computed(self, seq: Sequence, count: int) -> None:
@@ -152,6 +138,35 @@ class Scheduler:
         child.num_published = full
         child.parent = None
 
+    # -- classes and groups
+
+    def shares_of(self, seq: Sequence) -> FairShares:
+        """The counters of its class."""
+        return self._batch_shares if seq.priority[0] == _BATCH else self.shares
+
+    def _group(self, seq: Sequence) -> Group:
+        if seq.priority[0] == _BATCH:
+            return Group.BATCH
+        return Group.OVER if seq.project in self._over else Group.WITHIN
+
+    def _in_turn(self, seqs: list[Sequence], group: Group) -> Iterator[Sequence]:
+        shares = self._batch_shares if group is Group.BATCH else self.shares
+        return shares.order(seqs, self._next_cost)
+
+    def _keeps_short(self, group: Group) -> bool:
+        """Whether the group may add to a step only as long as it stays short, for the sake of those before it."""
+        if group is not Group.BATCH:
+            return group is Group.OVER
+        first = [*self.running[:1], *self.waiting[:1]]
+        if any(seq.priority[0] == _INTERACTIVE for seq in first):
+            self._interactive_s = self.shares.clock()
+        return self.shares.clock() - self._interactive_s < _EXPECTED_S
+
+    def _most_work(self, fixed_s: float) -> float:
+        """Of a short step."""
+        target_s = max(self.step_target_s, _AUTO_TARGET * fixed_s)
+        return max(_LEAST_WORK, (target_s - fixed_s) / self._per_work_s) if self._per_work_s else math.inf
+
     # -- what it costs
 
     def work(self, seq: Sequence, rows: int) -> float:
@@ -166,10 +181,10 @@ class Scheduler:
         cost = rows - bool(tokens) + _OUTPUT_TOKEN * tokens if self.count_tokens else share_ns
         paid = min(seq.prepaid, cost)
         seq.prepaid -= paid
-        self.shares.charge(seq.project, cost - paid)
+        self.shares_of(seq).charge(seq.project, cost - paid)
 
     def _refund(self, seq: Sequence) -> None:
-        self.shares.charge(seq.project, -seq.prepaid)
+        self.shares_of(seq).charge(seq.project, -seq.prepaid)
         seq.prepaid = 0.0
 
     def _cost_of(self, seq: Sequence, rows: int) -> float:
@@ -193,29 +208,23 @@ class Scheduler:
             seq.drafts = []
         count += len(seq.drafts)
         if not count:
-            plan.paused = plan.paused or seq.project in self._over
+            plan.paused = plan.paused or self._group(seq) is not Group.WITHIN
         elif self._grow(seq, count, plan):
             plan.add(seq, count, self.work(seq, count))
 
     def _room(self, seq: Sequence, plan: StepPlan) -> int:
-        """Rows that the step can take of `seq`; one at least if it would be empty."""
-        if len(plan.counts) >= self.max_num_seqs:
-            return 0
-        rows = self.max_batch_tokens - plan.rows
-        if plan.most_work == math.inf or rows <= 0:
-            return rows
-        spare, one, two = plan.most_work - plan.work, self.work(seq, 1), self.work(seq, 2)
-        fit = 1 + int((spare - one) / (two - one)) if spare >= one else 0
-        return min(rows, fit or int(not plan.counts))
+        """Rows that the step can take of `seq`."""
+        return plan.room(self.max_batch_tokens, self.max_num_seqs, lambda rows: self.work(seq, rows))
 
     # -- admission
 
-    def _admit(self, plan: StepPlan, over: bool) -> bool:
+    def _admit(self, plan: StepPlan, group: Group) -> bool:
         """New sequences of one group. False: nobody else may be admitted in this step."""
-        mine = [s for s in self.waiting if (s.project in self._over) is over and s.parent is None]
-        # Projects beyond their share may hold all places of a step; others then wait for no end of theirs.
-        slots = (1 if over else 2) * self.max_num_seqs - len(self.running)
-        for seq in self.shares.order(mine, self._next_cost):
+        mine = [s for s in self.waiting if self._group(s) is group and s.parent is None]
+        # Those who come later may hold all places of a step; those before them then wait for no end of theirs.
+        before = sum(group is Group.BATCH or s.priority[0] == _INTERACTIVE for s in self.running)
+        slots = (2 if group is Group.WITHIN else 1) * self.max_num_seqs - before
+        for seq in self._in_turn(mine, group):
             rows = self._room(seq, plan)
             if slots <= 0 or rows <= 0:
                 break
@@ -250,7 +259,7 @@ class Scheduler:
                 break
             if not self.adapters.pages_wanted(ref):
                 return False
-            if not self._evict_unused() and not self._release_waiting(below=seq):
+            if not self._evict_unused() and not self._make_room(seq):
                 return None
         return self.adapters.packed(ref.id) is not None
 
@@ -261,7 +270,7 @@ class Scheduler:
         count = min(seq.todo, budget)
         missing = seq.pages_for(len(seq.tokens) + 1) - len(seq.pages)
         while missing > self._available():
-            if not self._release_waiting(below=seq):
+            if not self._make_room(seq):
                 self.blocks.release(seq.drop_pages(), self.clock)
                 return 0
         took = self._take(seq, count)
@@ -277,11 +286,12 @@ class Scheduler:
 
     def _pay_ahead(self, seq: Sequence) -> None:
         """The project is charged for the prompt now, so that its next sequence waits for its turn."""
-        self.shares.admitted(seq.project)
+        shares = self.shares_of(seq)
+        shares.admitted(seq.project)
         seq.prepaid = self._cost_of(seq, seq.todo)
-        self.shares.charge(seq.project, seq.prepaid)
+        shares.charge(seq.project, seq.prepaid)
         if seq.adapter_id and not self.count_tokens:
-            self.shares.charge(seq.project, self.adapters.take_load_ns(seq.adapter_id))
+            shares.charge(seq.project, self.adapters.take_load_ns(seq.adapter_id))
 
     def _hold_prefix(self, seq: Sequence) -> None:
         if not self.prefix_caching or seq.request.pooling is not None:
@@ -324,11 +334,13 @@ class Scheduler:
 
     def _grow(self, seq: Sequence, count: int, plan: StepPlan) -> bool:
         """Pages for a running sequence; others give way to it, or it gives way itself."""
+        rank = seq.priority[0]
         while not self._take(seq, count):
-            if self._release_waiting():
+            if self._release_waiting(after=(rank, -1)):
                 continue
             victim = self._victim()
             plan.drop(victim)
+            plan.paused = plan.paused or victim.priority[0] == rank
             self._preempt(victim)
             if victim is seq:
                 return False
@@ -351,10 +363,20 @@ class Scheduler:
             return False
         return True
 
-    def _release_waiting(self, below: Sequence | None = None) -> bool:
-        """Takes back what the newest waiting sequence holds, if it comes after `below`."""
+    def _make_room(self, seq: Sequence) -> bool:
+        """For one that is to be admitted: what those behind it hold while they wait, or the newest that runs if its
+        class comes later. False: there is nothing to be had."""
+        if self._release_waiting(after=seq.priority):
+            return True
+        if not self.running or self.running[-1].priority[0] <= seq.priority[0]:
+            return False
+        self._preempt(self.running[-1])
+        return True
+
+    def _release_waiting(self, after: tuple[int, ...]) -> bool:
+        """Takes back what the newest waiting sequence holds, if it comes after that priority."""
         for seq in reversed(self.waiting):
-            if seq is below:
+            if seq.priority <= after:
                 return False
             if seq.pinned or (seq.pages and seq.parent is None):
                 self._release(seq)
@@ -366,7 +388,7 @@ class Scheduler:
         self.running.remove(seq)
         self._release(seq)
         self._refund(seq)
-        self.shares.wait(seq.project, new=False)
+        self.shares_of(seq).wait(seq.project, new=False)
         bisect.insort(self.waiting, seq, key=_priority)
 
     def _release(self, seq: Sequence) -> None:

@@ -84,17 +84,22 @@ class TextLogprobs(msgspec.Struct, frozen=True):
 
 
 def text_logprobs(
-    found: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int
+    found: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int, *, by_id: bool = False
 ) -> tuple[TextLogprobs, int]:
-    """`offset`: where in the text the first token begins. Returns also where the next one will."""
-    tokens = [tokenizer.token_text(entry.token_id) for entry in found]
+    """`offset`: where in the text the first token begins. Returns also where the next one will. `by_id`: tokens are
+    called "token_id:N"."""
+
+    def name(token_id: int) -> str:
+        return f"token_id:{token_id}" if by_id else tokenizer.token_text(token_id)
+
+    tokens = [name(entry.token_id) for entry in found]
     offsets = []
-    for token in tokens:
+    for entry in found:
         offsets.append(offset)
-        offset += len(token)
+        offset += len(tokenizer.token_text(entry.token_id))
     top: list[dict[str, float]] = []
     for entry, token in zip(found, tokens, strict=True):
-        likely = {tokenizer.token_text(t): max(p, LOWEST_LOGPROB) for t, p in reversed(entry.top)}
+        likely = {name(t): max(p, LOWEST_LOGPROB) for t, p in reversed(entry.top)}
         top.append({token: max(entry.logprob, LOWEST_LOGPROB)} | dict(reversed(likely.items())))
     chosen = [max(entry.logprob, LOWEST_LOGPROB) for entry in found]
     return TextLogprobs(tokens, chosen, top, offsets), offset

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from stoa.engine.request import GenerationRequest, Grammar, SamplingParams
 from stoa.errors import InvalidRequest, StoaError
 from stoa.server.answers import ChatLogprobs, UsageBody, chat_logprobs, shown_logprobs, usage_body
-from stoa.server.chat_body import ChatRequest, check_chat, response_grammar
+from stoa.server.chat_body import ChatRequest, check_chat, conversation, response_grammar
 from stoa.server.edge import note, principal_of, project_of
 from stoa.server.generation import Generation, Piece, Usage, collect
 from stoa.server.messages import CalledFunction, ToolCall, template_messages
@@ -117,7 +117,8 @@ class ChatEndpoint:
             params=ready.params,
             n=body.n or 1,
             adapter=None if adapter is None else adapter.ref,
-            service_class=service_class(body),
+            source=conversation(body) if self._service.keeps_source else b"",
+            service_class=service_class(request, body.service_tier),
         )
         ticket = await self._service.metering.admit(
             principal_of(request),

@@ -76,3 +76,23 @@ def response_grammar(wanted: ResponseFormat | None) -> Grammar | None:
         name = f"response_format.{missing}"
         raise InvalidRequest(f"Missing required parameter: '{name}'", param=name)
     return Grammar(kind="json_schema", source=json.dumps(wanted.json_schema.schema, ensure_ascii=False))
+
+
+def conversation(body: ChatRequest) -> bytes:
+    """JSON of what a server that renders prompts itself needs; null fields left out."""
+    names = (
+        "messages",
+        "response_format",
+        "tools",
+        "chat_template_kwargs",
+        "add_generation_prompt",
+        "reasoning_effort",
+    )
+    return msgspec.json.encode(_given({name: getattr(body, name) for name in names}))
+
+
+def _given(value: Any) -> Any:
+    found = msgspec.to_builtins(value)
+    if isinstance(found, dict):
+        return {k: _given(v) for k, v in found.items() if v is not None}
+    return [_given(v) for v in found] if isinstance(found, list) else found

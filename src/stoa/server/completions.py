@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stoa.engine.request import GenerationRequest
+from stoa.engine.request import GenerationRequest, ServiceClass
 from stoa.errors import InvalidRequest, StoaError
 from stoa.server.answers import TextLogprobs, UsageBody, shown_logprobs, text_logprobs, usage_body
 from stoa.server.edge import note, principal_of, project_of
@@ -30,6 +30,7 @@ from stoa.server.params import (
 from stoa.server.problems import error_body
 from stoa.server.prompts import prompt_token_ids
 from stoa.server.service import Service, adapter_name
+from stoa.server.structured import StructuredOutputs, structured_grammar
 from stoa.server.wire import DONE, EventStream, body_bytes, body_reader, json_response, sse, while_connected
 
 DEFAULT_MAX_TOKENS = 16
@@ -41,6 +42,9 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
     logprobs: int | None = None
     suffix: str | None = None
     best_of: int | None = None
+    return_token_ids: bool | None = None  # this and what follows as vLLM has them
+    return_tokens_as_token_ids: bool | None = None  # logprobs name tokens "token_id:N"
+    structured_outputs: StructuredOutputs | None = None
 
 
 class CompletionChoice(msgspec.Struct):
@@ -49,6 +53,9 @@ class CompletionChoice(msgspec.Struct):
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    token_ids: list[int] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # with the end token, which is no part of the text
 
 
 class Completion(msgspec.Struct):
@@ -81,6 +88,7 @@ def check_completion(body: CompletionRequest, service: Service) -> None:
         raise InvalidRequest("'suffix' is not supported; put all text into 'prompt'", param="suffix")
     if body.best_of not in (None, body.n or 1):
         raise out_of_range("best_of", body.best_of, "the value of 'n'")
+    structured_grammar(body.structured_outputs)
     if body.echo and body.logprobs is not None:
         raise InvalidRequest("'echo' is not supported together with 'logprobs'", param="echo")
 
@@ -98,8 +106,9 @@ class CompletionsEndpoint:
         project_id = project_of(request, "model.request")
         adapter = await self._service.adapter(project_id, body.model)
         answer_id = f"cmpl-{secrets.token_hex(16)}"
+        service = service_class(request, body.service_tier)
         requests, shown = await self._service.lanes.run(
-            body_bytes(request), lambda: self._prepare(body, answer_id)
+            body_bytes(request), lambda: self._prepare(body, answer_id, service)
         )
         if adapter is not None:
             requests = [msgspec.structs.replace(r, adapter=adapter.ref) for r in requests]
@@ -125,7 +134,7 @@ class CompletionsEndpoint:
         )
 
     def _prepare(
-        self, body: CompletionRequest, answer_id: str
+        self, body: CompletionRequest, answer_id: str, class_: ServiceClass
     ) -> tuple[list[GenerationRequest], list[_Shown]]:
         """One request for each prompt, and where the text of each choice begins."""
         service, n = self._service, body.n or 1
@@ -150,9 +159,14 @@ class CompletionsEndpoint:
                 GenerationRequest(
                     id=f"{answer_id}-{i}",
                     prompt_token_ids=prompt,
-                    params=sampling_params(body, room, logprobs=body.logprobs),
+                    params=sampling_params(
+                        body,
+                        room,
+                        logprobs=body.logprobs,
+                        grammar=structured_grammar(body.structured_outputs),
+                    ),
                     n=n,
-                    service_class=service_class(body),
+                    service_class=class_,
                 )
             )
             echo = self._echo(body, prompt, i) if body.echo else ""
@@ -165,12 +179,15 @@ class CompletionsEndpoint:
         return given if isinstance(given, str) else self._service.tokenizer.decode(prompt)
 
     def _choice(self, body: CompletionRequest, piece: Piece, shown: _Shown) -> CompletionChoice:
-        logprobs = None
+        logprobs, tokenizer, by_id = None, self._service.tokenizer, bool(body.return_tokens_as_token_ids)
         if body.logprobs is not None:
-            found = shown_logprobs(piece, self._service.tokenizer)
-            logprobs, shown.offset = text_logprobs(found, self._service.tokenizer, shown.offset)
+            found = piece.logprobs if by_id else shown_logprobs(piece, tokenizer)
+            logprobs, shown.offset = text_logprobs(found, tokenizer, shown.offset, by_id=by_id)
         text, shown.echo = shown.echo + piece.text, ""
-        return CompletionChoice(piece.index, text, logprobs, piece.finish_reason, piece.stop_reason)
+        choice = CompletionChoice(piece.index, text, logprobs, piece.finish_reason, piece.stop_reason)
+        if body.return_token_ids:
+            choice.token_ids = piece.token_ids
+        return choice
 
     async def _stream(
         self,
@@ -188,7 +205,8 @@ class CompletionsEndpoint:
                 events = []
                 for piece in pieces:
                     choice = self._choice(body, piece, shown[piece.index])
-                    if choice.text or choice.finish_reason or piece.logprobs:
+                    tokens = body.return_token_ids and piece.token_ids
+                    if choice.text or choice.finish_reason or piece.logprobs or tokens:
                         chunk.choices = [choice]
                         events.append(sse(chunk))
                 if events:

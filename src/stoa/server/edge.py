@@ -69,9 +69,11 @@ class Edge:
 
         try:
             if scope["path"].startswith("/v1/"):
-                scope["stoa.principal"] = principal = await self._authority.authenticate(_secret(scope))
-                if principal.key_id is None and principal.is_admin:
-                    _check_local(Headers(scope=scope))
+                principal = scope.get("stoa.principal")  # it is known where the request began in here
+                if principal is None:
+                    scope["stoa.principal"] = principal = await self._authority.authenticate(_secret(scope))
+                    if principal.key_id is None and principal.is_admin:
+                        _check_local(Headers(scope=scope))
                 facts.update(project=principal.project_id, key=principal.key_id)
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:

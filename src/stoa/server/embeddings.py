@@ -16,7 +16,7 @@ from starlette.responses import Response
 from stoa.engine.request import GenerationRequest
 from stoa.errors import ContextLengthExceeded, EngineUnavailable
 from stoa.server.edge import note, principal_of, project_of
-from stoa.server.params import out_of_range
+from stoa.server.params import out_of_range, service_class
 from stoa.server.problems import event_error
 from stoa.server.prompts import prompt_token_ids
 from stoa.server.service import Service, adapter_name
@@ -68,8 +68,11 @@ class EmbeddingsEndpoint:
         prompts = await self._service.lanes.run(body_bytes(request), lambda: self._prompts(body))
         group_id = f"embd-{secrets.token_hex(16)}"
         ref = None if adapter is None else adapter.ref
+        service = service_class(request)
         requests = [
-            GenerationRequest(id=f"{group_id}-{i}", prompt_token_ids=p, adapter=ref, pooling="mean")
+            GenerationRequest(
+                id=f"{group_id}-{i}", prompt_token_ids=p, adapter=ref, pooling="mean", service_class=service
+            )
             for i, p in enumerate(prompts)
         ]
         ticket = await self._service.metering.admit(

@@ -15,11 +15,14 @@ from starlette.responses import HTMLResponse, Response
 import stoa
 from stoa.server import organization
 from stoa.server.adapters import LoadAdapter, ModelDeleted, UnloadAdapter
+from stoa.server.batches import BatchList, BatchObject, CreateBatch
 from stoa.server.chat import ChatChunk, ChatCompletion
 from stoa.server.chat_body import ChatRequest
 from stoa.server.completions import Completion, CompletionRequest
 from stoa.server.embeddings import EmbeddingList, EmbeddingRequest
+from stoa.server.files import FileList, FileObject
 from stoa.server.models import ModelCard, ModelList
+from stoa.server.organization.lists import Deleted
 from stoa.server.problems import ErrorBody
 from stoa.server.service import Service
 
@@ -50,6 +53,17 @@ OPERATIONS = (
     Operation("post", "/v1/adapters", "Send an adapter: multipart name, config, weights", answer=ModelCard),
     Operation("post", "/v1/load_lora_adapter", "Give a PEFT folder of the server a model name", LoadAdapter),
     Operation("post", "/v1/unload_lora_adapter", "Forget an adapter", UnloadAdapter),
+    Operation("get", "/v1/files", "The project's files", answer=FileList),
+    Operation("post", "/v1/files", "Send a file: multipart file, purpose, expires_after", answer=FileObject),
+    Operation("get", "/v1/files/{id}", "One of them", answer=FileObject),
+    Operation("get", "/v1/files/{id}/content", "Its bytes"),
+    Operation("delete", "/v1/files/{id}", "Delete it", answer=Deleted),
+    Operation("get", "/v1/batches", "The project's batches", answer=BatchList),
+    Operation(
+        "post", "/v1/batches", "Answer the requests of a file within a window", CreateBatch, BatchObject
+    ),
+    Operation("get", "/v1/batches/{id}", "One of them", answer=BatchObject),
+    Operation("post", "/v1/batches/{id}/cancel", "Stop it; what was done is kept", answer=BatchObject),
     *(Operation(e.method, e.path, e.summary, e.body, e.answer) for e in organization.OPERATIONS),
     Operation("get", "/health", "Is the process alive?"),
     Operation("get", "/ready", "May traffic come? 503 until the engine is up, and while the service drains"),

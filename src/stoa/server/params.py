@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
 
 from stoa.engine.request import Grammar, SamplingParams, ServiceClass
 from stoa.errors import ContextLengthExceeded, InvalidRequest
@@ -137,8 +138,10 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def service_class(fields: SamplingFields) -> ServiceClass:
-    return _SERVICE_CLASSES[fields.service_tier or "auto"]
+def service_class(request: Request, tier: str | None = None) -> ServiceClass:
+    """What was said where the request began inside this process, else what its service tier means."""
+    said: ServiceClass | None = request.scope.get("stoa.service_class")
+    return said or _SERVICE_CLASSES[tier or "auto"]
 
 
 def completion_room(

@@ -46,15 +46,8 @@ async def read_keys(session: AsyncSession, hashes: Collection[str]) -> dict[str,
     """By hash of the secret; those that are unknown, revoked or of an archived project are not in it."""
     if not hashes:
         return {}
-    key, project = tables.ApiKey, tables.Project
-    query = (
-        select(key, project, tables.KeyLimits, tables.ProjectLimits)
-        .outerjoin(project, project.id == key.project_id)
-        .outerjoin(tables.KeyLimits, tables.KeyLimits.key_id == key.id)
-        .outerjoin(tables.ProjectLimits, tables.ProjectLimits.project_id == key.project_id)
-        .where(or_(key.secret_sha256.in_(hashes), key.previous_sha256.in_(hashes)))
-        .where(key.revoked_at.is_(None), project.archived_at.is_(None))
-    )
+    key = tables.ApiKey
+    query = _keys().where(or_(key.secret_sha256.in_(hashes), key.previous_sha256.in_(hashes)))
     rows = list((await session.execute(query)).all())
     budgets = await _read_budgets(session, [row[0] for row in rows])
     found: dict[str, KeyFacts] = {}
@@ -66,6 +59,15 @@ async def read_keys(session: AsyncSession, hashes: Collection[str]) -> dict[str,
             ends = [t for t in (facts.good_until, one.previous_until) if t is not None]
             found[old] = KeyFacts(facts.principal, facts.service_account_id, min(ends))
     return found
+
+
+async def read_key(session: AsyncSession, key_id: str) -> KeyFacts | None:
+    """By its id; None: unknown, revoked, or of an archived project."""
+    row = (await session.execute(_keys().where(tables.ApiKey.id == key_id))).one_or_none()
+    if row is None:
+        return None
+    one, project, key_limits, project_limits = row
+    return _facts(one, project, key_limits, project_limits, await _read_budgets(session, [one]))
 
 
 async def any_keys(session: AsyncSession) -> bool:
@@ -82,6 +84,18 @@ async def read_project(session: AsyncSession, project_id: str) -> KeyFacts | Non
     budgets = await _read_budgets(session, [], project)
     who = _principal(project.organization_id, project, limits, budgets, None, frozenset(), Limits())
     return KeyFacts(who)
+
+
+def _keys() -> Any:
+    """With their projects and limits, those that are good."""
+    key, project = tables.ApiKey, tables.Project
+    return (
+        select(key, project, tables.KeyLimits, tables.ProjectLimits)
+        .outerjoin(project, project.id == key.project_id)
+        .outerjoin(tables.KeyLimits, tables.KeyLimits.key_id == key.id)
+        .outerjoin(tables.ProjectLimits, tables.ProjectLimits.project_id == key.project_id)
+        .where(key.revoked_at.is_(None), project.archived_at.is_(None))
+    )
 
 
 def _facts(

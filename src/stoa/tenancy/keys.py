@@ -18,7 +18,15 @@ from stoa.tenancy.pages import FIRST, Cut, Page, page
 from stoa.tenancy.principal import ADMIN
 from stoa.tenancy.secret import hash_secret, new_secret, redact
 
-PROJECT_SCOPES = ("all", "model.request", "model.read", "adapter.write", "usage.read")
+PROJECT_SCOPES = (
+    "all",
+    "model.request",
+    "model.read",
+    "adapter.write",
+    "file.read",
+    "file.write",
+    "usage.read",
+)
 MAX_OVERLAP_S = 30 * 86400
 
 

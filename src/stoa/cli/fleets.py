@@ -10,17 +10,20 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from stoa.config import Settings
 from stoa.engine.config import EngineConfig
+from stoa.engine.model.config import read_model_config
 from stoa.errors import ConfigError
 from stoa.fleet.fleet import Fleet
+from stoa.fleet.local import LocalReplica
 from stoa.fleet.membership import Membership, NearControls
 from stoa.fleet.policies.profile import Profile
 from stoa.fleet.policies.router import Costs
+from stoa.fleet.worker import DEFAULT_FACTORY
 
 if TYPE_CHECKING:
     from stoa.fleet.cluster.controls import RayControls
@@ -28,6 +31,40 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 _LOAD_S = 10.0  # until a profile says better
+
+
+class ServedFleet(Protocol):
+    """Implemented by `OneEngine` and `ElasticFleet`."""
+
+    @property
+    def fleet(self) -> Fleet: ...
+
+    async def start(self) -> None:
+        """Until requests can be taken. Raises why they never will."""
+        ...
+
+    async def begun(self) -> None:
+        """Until starting leaves the processor to others."""
+        ...
+
+    async def stop(self, drain_s: float) -> None: ...
+
+
+@dataclass
+class OneEngine:
+    """An engine that starts and ends with the gateway."""
+
+    fleet: Fleet
+    replica: LocalReplica
+
+    async def start(self) -> None:
+        await self.replica.start()
+
+    async def begun(self) -> None:
+        await self.replica.spawned.wait()
+
+    async def stop(self, drain_s: float) -> None:
+        await self.fleet.stop(drain_s)
 
 
 @dataclass
@@ -49,21 +86,29 @@ class ElasticFleet:
                 raise self.fleet.hopeless
             await asyncio.sleep(0.02)
 
+    async def begun(self) -> None: ...
+
     async def stop(self, drain_s: float) -> None:
         await self.membership.hold_still()
         await self.fleet.stop(drain_s)
         await self.membership.close()
 
 
-def is_elastic(settings: Settings) -> bool:
-    """False: one engine that starts and ends with the gateway."""
-    return settings.cluster != "local" or (settings.min_replicas, settings.max_replicas) != (1, 1)
+def open_fleet(settings: Settings, model_id: str, engine: EngineConfig) -> ServedFleet:
+    """Raises ConfigError."""
+    factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
+    if settings.cluster == "local" and (settings.min_replicas, settings.max_replicas) == (1, 1):
+        fleet = Fleet(max_queue=settings.max_queue, ttft_s=settings.slo_ttft_ms / 1000)
+        replica = LocalReplica(engine, factory=factory)
+        fleet.add(replica, slots=settings.max_num_seqs)
+        return OneEngine(fleet, replica)
+    longest = settings.max_model_len or read_model_config(Path(engine.model)).max_position
+    return _open_elastic(settings, model_id, engine, longest, factory)
 
 
-def open_elastic(
+def _open_elastic(
     settings: Settings, model_id: str, engine: EngineConfig, max_model_len: int, factory: str
 ) -> ElasticFleet:
-    """Raises ConfigError."""
     if settings.min_replicas > settings.max_replicas:
         raise ConfigError(
             f"min_replicas {settings.min_replicas} is above max_replicas {settings.max_replicas}",

@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str = "demo"  # "demo", a folder, or a hub id
     served_model_name: str = ""  # default: the folder's name
     adapters: str = ""  # a folder of PEFT folders, served in place
+    weights_cache: bool = True  # packed weights on disk, mapped at the next start
     device: Literal["cpu"] = "cpu"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     quantize: Literal["none", "int8", "int4"] = "none"  # of the base weights

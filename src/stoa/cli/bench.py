@@ -149,6 +149,106 @@ def prefix(
     _table(report["rows"])
 
 
+@app.command("router")
+def router(
+    replicas: Annotated[int, typer.Option()] = 4,
+    adapters: Annotated[int, typer.Option(help="how many there are to choose from")] = 200,
+    each: Annotated[int, typer.Option(help="adapters that a replica holds, at least 24")] = 32,
+    zipf: Annotated[list[float] | None, typer.Option(help="exponent of popularity; repeatable")] = None,
+    load: Annotated[float, typer.Option(help="share of the time that a replica computes prompts")] = 0.4,
+    requests: Annotated[int, typer.Option(help="of each run")] = 20_000,
+    seeds: Annotated[int, typer.Option(help="runs to take the mean of")] = 5,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Adapter hits and waits by router, in a model of a fleet's caches, and the time of a decision."""
+    from stoa.bench.router import run
+
+    report = run(
+        replicas=replicas, adapters=adapters, each=each, zipf=zipf or (0.8, 1.0, 1.2), load=load,
+        requests=requests, seeds=seeds,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+        return
+    print("decision, us: " + ", ".join(f"{key} {value}" for key, value in report["decision_us"].items()))
+    _table(report["rows"])
+
+
+@app.command("profile")
+def profile(
+    model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
+    max_num_seqs: Annotated[int, typer.Option(help="sequences in one step")] = 64,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step")] = 512,
+    pool_gib: Annotated[float, typer.Option(help="memory for KV blocks; 0: from the machine's")] = 0.0,
+    repeats: Annotated[int, typer.Option()] = 3,
+    dtype: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
+    quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
+    threads: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path | None, typer.Option(help="write it here, for `stoa simulate --profile`")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """How long steps take by what is in them, and how long a replica takes to load: what policies plan with."""
+    from stoa.bench.profile import run
+
+    report = run(
+        model, cache=load_settings().home_path / "cache", max_num_seqs=max_num_seqs, pool_gib=pool_gib,
+        max_batch_tokens=max_batch_tokens, repeats=repeats, dtype=dtype, quantize=quantize, threads=threads,
+    )  # fmt: skip
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1))
+    if as_json:
+        print(json.dumps(report))
+        return
+    for name, value in (*report.items(), *report["fit"].items()):
+        if not isinstance(value, dict):
+            print(f"{name:>17s}  {value}")
+
+
+@app.command("failover")
+def failover(
+    model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
+    streams: Annotated[int, typer.Option(help="on each of two replicas")] = 4,
+    prompt_tokens: Annotated[int, typer.Option()] = 512,
+    output_tokens: Annotated[int, typer.Option()] = 96,
+    rounds: Annotated[int, typer.Option()] = 5,
+    silence_s: Annotated[float, typer.Option(help="after which a silent replica is given up")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What streams notice when their replica is killed, drained, or falls silent."""
+    from stoa.bench.failover import run
+
+    report = run(
+        model, cache=load_settings().home_path / "cache", streams=streams, prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens, rounds=rounds, silence_s=silence_s,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+        return
+    _table(report["rows"])
+    print("being ready for it: " + ", ".join(f"{k} {v}" for k, v in report["readiness"].items()))
+
+
+@app.command("coldstart")
+def coldstart(
+    model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
+    quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
+    threads: Annotated[int, typer.Option()] = 0,
+    repeats: Annotated[int, typer.Option()] = 5,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """From nothing to the first token, by stages, against process start and reading the weights once."""
+    from stoa.bench.coldstart import run
+
+    cache = load_settings().home_path / "cache"
+    report = run(model, cache=cache, quantize=quantize, threads=threads, repeats=repeats)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(report))
+        return
+    print("floor: " + ", ".join(f"{key} {value}" for key, value in report["floor"].items()))
+    for row in report["rows"]:
+        print(", ".join(f"{key} {value}" for key, value in row.items()))
+
+
 def _table(rows: list[dict[str, Any]]) -> None:
     print("  ".join(f"{name:>13s}" for name in rows[0]))
     for row in rows:

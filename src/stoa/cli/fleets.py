@@ -154,7 +154,12 @@ def _near(settings: Settings, engine: EngineConfig, factory: str) -> NearControl
     return NearControls(
         Controller(
             backend=LocalBackend(
-                engine, offer=offer, most=settings.max_replicas + 1, factory=factory, node=settings.node
+                engine,
+                offer=offer,
+                most=settings.max_replicas + 1,
+                factory=factory,
+                node=settings.node,
+                spare=settings.min_replicas == 0,
             ),
             policy=Elastic(),
             profile=profile,

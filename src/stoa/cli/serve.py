@@ -35,6 +35,9 @@ def serve(
     model: Annotated[str | None, typer.Option(help="demo, a Hugging Face folder, or a hub id")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="the base model's id in the API")] = None,
     adapters: Annotated[str | None, typer.Option(help="folder of PEFT folders, served in place")] = None,
+    weights_cache: Annotated[
+        bool | None, typer.Option(help="keep packed weights under home, to be mapped at the next start")
+    ] = None,
     device: Annotated[str | None, typer.Option()] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bf16 or fp32")] = None,
     quantize: Annotated[
@@ -259,6 +262,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         fairness=settings.fairness,
         step_target_ms=settings.step_target_ms,
         isa=settings.isa or None,
+        weights_cache=str(settings.home_path / "cache" / "weights") if settings.weights_cache else "",
     )
 
 

@@ -34,3 +34,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     fairness: Fairness = "cost"  # what projects' shares are counted in; off: first come, first served
     step_target_ms: float = 0.0  # steps shared with projects beyond their share; 0: three times an empty one
     isa: str | None = None  # force a lower instruction set path
+    weights_cache: str = ""  # folder where packed weights are kept for the next start; "": nowhere

@@ -48,14 +48,15 @@ class Engine:
         folder = Path(config.model)
         self.config = config
         self.model: ModelConfig = read_model_config(folder)
-        self.tokenizer = Tokenizer(folder) if (folder / "tokenizer.json").exists() else None
+        self.tokenizer = Tokenizer(folder, chat=False) if (folder / "tokenizer.json").exists() else None
         self.kernels = load_kernels(_DTYPES[config.dtype], threads=config.threads or None, isa=config.isa)
         torch.set_num_threads(config.threads or default_threads())
         self.wakeup = threading.Event()
         self.max_model_len = context_limit(config, self.model)
         self.decoder = Decoder(
-            self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize]
-        )
+            self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize],
+            cache=Path(config.weights_cache) if config.weights_cache else None,
+        )  # fmt: skip
         if self.kernels.owns_threads:
             # Loading is done: what torch still does must not compete with the kernels.
             torch.set_num_threads(1)

@@ -95,7 +95,7 @@ def _serve() -> None:
 
     folder, vocab_size, *ends = sys.argv[1:]
     compiler = GrammarCompiler(
-        Tokenizer(Path(folder)), int(vocab_size), end_tokens=[int(e) for e in ends], cache_size=1
+        Tokenizer(Path(folder), chat=False), int(vocab_size), end_tokens=[int(e) for e in ends], cache_size=1
     )
     print('""', flush=True)  # up
     for line in sys.stdin.buffer:

@@ -8,15 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import jinja2.ext
-from jinja2 import nodes
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers.decoders import DecodeStream
@@ -24,10 +18,12 @@ from tokenizers.decoders import DecodeStream
 from stoa.engine.model.config import read_json
 from stoa.errors import InvalidModel, InvalidRequest
 
+if TYPE_CHECKING:
+    from stoa.engine.chat_template import ChatTemplates
+
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
 _ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Tokenizer:
@@ -39,8 +35,8 @@ class Tokenizer:
     "other": only the library knows.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises InvalidModel naming the file that is missing or damaged."""
+    def __init__(self, folder: Path, *, chat: bool = True) -> None:
+        """`chat`: with the model's chat templates. Raises InvalidModel naming the file that is missing or damaged."""
         folder = Path(folder)
         self._hf = _load(folder / "tokenizer.json")
         config = _read_settings(folder)
@@ -55,7 +51,11 @@ class Tokenizer:
         parts = _decoder_parts(self._hf)
         self.decoding, self.strip_start = _decoding(parts)
         self._replacements = _replacements(parts) if self.decoding == "pieces" else []
-        self._templates = _compile_templates(folder, config)
+        self._chat: ChatTemplates | None = None
+        if chat:
+            from stoa.engine.chat_template import ChatTemplates  # takes longer than all the rest here
+
+            self._chat = ChatTemplates(folder, config)
         self._pieces: dict[int, str | int] = {}
         self._bytes: dict[int, bytes] = {}
 
@@ -119,36 +119,16 @@ class Tokenizer:
     ) -> str:
         """The prompt that the model's chat template makes of `messages` (plain JSON values), with its special
         tokens. Raises InvalidRequest if there is no template or the template refuses."""
-        template = self._template(with_tools=tools is not None)
-        arguments = {
-            "documents": None,
-            **self.special_tokens,
-            **kwargs,
-            "messages": [_with_reasoning(m) for m in messages],
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        try:
-            return template.render(arguments)
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(f"the chat template refused: {error.message}", param="messages") from None
-        except Exception as error:
-            what = f"the chat template failed on these messages: {type(error).__name__}: {error}"
-            raise InvalidRequest(what, param="messages") from None
+        if self._chat is None:
+            raise InvalidRequest("chat templates were not read", param="messages")
+        arguments = {**self.special_tokens, **kwargs, "add_generation_prompt": add_generation_prompt}
+        return self._chat.render(messages, tools, arguments)
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self._templates)
+        return bool(self._chat)
 
     # -- inside
-
-    def _template(self, *, with_tools: bool) -> jinja2.Template:
-        if with_tools and "tool_use" in self._templates:
-            return self._templates["tool_use"]
-        if "default" not in self._templates:
-            message = "this model has no chat template; use /v1/completions instead"
-            raise InvalidRequest(message, param="messages")
-        return self._templates["default"]
 
     def _begins_with_bos(self, text: str) -> bool:
         bos = self.special_tokens.get("bos_token")
@@ -308,95 +288,3 @@ def _byte_level(token: str) -> bytes:
         return bytes([_BYTE_OF[c] for c in token])
     except KeyError:
         return token.encode("utf-8")
-
-
-# -- templates
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %} … {% endgeneration %} marks assistant text for training; here it renders its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Without the HTML escapes of Jinja's own filter."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as Hugging Face chat templates expect it."""
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    env.filters["tojson"] = _to_json
-    env.globals["raise_exception"] = _raise_exception
-    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return env
-
-
-def _compile_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, jinja2.Template]:
-    """By name; the model's only template is "default". Raises InvalidModel naming the file."""
-    env = _environment()
-    compiled = {}
-    for name, (source, path) in _template_sources(folder, config).items():
-        try:
-            compiled[name] = env.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise InvalidModel(f"{path}: chat template, line {error.lineno}: {error.message}") from None
-    return compiled
-
-
-def _template_sources(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[str, Path]]:
-    """Name -> (source, file). Files of their own go before tokenizer_config.json."""
-    jinja_file, json_file = folder / "chat_template.jinja", folder / "chat_template.json"
-    if jinja_file.exists():
-        files = {"default": jinja_file}
-        files |= {p.stem: p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-        return {name: (_read_text(path), path) for name, path in files.items()}
-    path, value = folder / "tokenizer_config.json", config.get("chat_template")
-    if json_file.exists():
-        path, value = json_file, read_json(json_file).get("chat_template")
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        return {"default": (value, path)}
-    try:
-        named = value if isinstance(value, dict) else {t["name"]: t["template"] for t in value}
-    except (TypeError, KeyError):
-        named = None
-    if named is None or not all(isinstance(source, str) for source in named.values()):
-        raise InvalidModel(f"{path}: chat_template must be text, or a list of objects with name and template")
-    return {name: (source, path) for name, source in named.items()}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidModel(f"{path} cannot be read: {error}") from None
-
-
-def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Reasoning travels under several names; templates read `reasoning_content`, some `thinking`."""
-    if not isinstance(message, Mapping):
-        raise InvalidRequest("each message must be an object", param="messages")
-    text = next((message[k] for k in _REASONING if message.get(k) is not None), None)
-    return message if text is None else {"thinking": text, **message, "reasoning_content": text}

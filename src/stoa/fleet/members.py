@@ -26,7 +26,7 @@ class Member:
 
     def take(self, ask: Ask) -> Place:
         """A place there, whether or not the router would choose it."""
-        return self.view.send(self.view.replicas.index(self.load), ask)
+        return self.view.send(self.view.index[self.load.id], ask)
 
 
 def together(stats: list[EngineStats]) -> EngineStats:

@@ -4,6 +4,8 @@
     --listen HOST:PORT     gateways come and go (TCP). They show the token in STOA_LINK_TOKEN. Port 0: any; the one taken is
                            printed as `stoa-listening: PORT`. SIGTERM: finish what runs, then end
 
+    --wait                 imports everything, then waits for a line on stdin before it loads the model; ends when stdin does
+
 The main thread does I/O on asyncio; another drives the engine (`engine_loop.py`).
 """
 
@@ -157,6 +159,7 @@ def main() -> None:
     where.add_argument("--listen")
     parser.add_argument("--config", required=True)
     parser.add_argument("--factory", default=DEFAULT_FACTORY)
+    parser.add_argument("--wait", action="store_true")
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # of a whole group are the gateway's to handle
         signal.signal(number, signal.SIG_IGN)
@@ -164,6 +167,10 @@ def main() -> None:
     token = os.environ.pop(TOKEN_VARIABLE, "")
     if args.listen and not token:
         parser.error(f"--listen wants a token in {TOKEN_VARIABLE}")
+    if args.wait:
+        import_module(args.factory.split(":")[0])
+        if not sys.stdin.readline():
+            return
     engine = _make_engine(args.factory, args.config)
     gone = contextlib.suppress(ConnectionError, FileNotFoundError)  # the gateway went away meanwhile
     with gone, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

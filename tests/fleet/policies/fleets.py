@@ -23,6 +23,7 @@ from stoa.fleet.policies.profile import Profile
 PROFILE = Profile(
     name="p", fixed_s=0.05, prompt_row_s=3e-4, decode_row_s=3e-4, max_num_seqs=64, max_batch_tokens=512
 )
+ANY, SLO = Bounds(), Slo(2.0)
 NONE = Demand(10.0, [], [], [], [], [])
 
 
@@ -42,8 +43,8 @@ def seen(
     *,
     now_s: float = 1000.0,
     demand: Demand = NONE,
-    bounds: Bounds = Bounds(),
-    slo: Slo = Slo(2.0),
+    bounds: Bounds = ANY,
+    slo: Slo = SLO,
 ) -> Snapshot:
     known = [o if isinstance(o, OfferSeen) else OfferSeen(o) for o in offers]
     return Snapshot(now_s, tuple(replicas), demand, tuple(known), PROFILE, slo, bounds)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoa.fleet.policies.facts import Bounds, Decision, Offer, OfferSeen, ReplicaSeen
-from stoa.fleet.policies.mix import Need, Record, Records, is_open, learn, place
+from stoa.fleet.policies.mix import Need, Record, Records, Together, is_open, learn, place
 from tests.fleet.policies.fleets import World, offer, replica, seen, steady
 
 ZONES = ["a", "b", "c"]
@@ -98,11 +98,14 @@ def test_on_demand_goes_back_when_spot_is_ready() -> None:
     assert place(seen([dear, replica("s", SPOT[0])], [*SPOT, DEAR]), Need(1, 1), KNOWN).drain == ("d",)
 
 
-def test_one_open_zone_that_is_lost_often_is_covered_on_demand() -> None:
-    """Where spare can't be had in another zone, the bare load stands on demand."""
-    often = Records({SPOT[0]: Record(20 * 3600.0, losses=20.0, told=(900.0, -1.0, -1.0))}, 990.0)
-    decision = place(seen(spread(4), [SPOT[0], DEAR]), Need(2, 4), often)
-    assert counted(decision) == {("a", "on_demand"): 2}
+def test_zones_that_go_together_count_as_one() -> None:
+    """Two zones that were lost in the same moment, again and again, are not each other's spare."""
+    pair = {(x, y): Together(99.0, 0.0 if "c" in x + y else 99.0) for x in ZONES for y in ZONES if x != y}
+    often = {o: Record(20 * 3600.0, losses=9.0, told=(900.0, -1.0, -1.0)) for o in SPOT}
+    fleet = seen(spread(2, 2, 2), [*SPOT, DEAR])
+    alone, together = Records(often, 990.0), Records(often, 990.0, frozenset(ZONES), pair)
+    assert place(fleet, Need(4, 6), alone).launch == ()
+    assert counted(place(fleet, Need(4, 6), together)) == {("c", "spot"): 2}
 
 
 def test_an_announced_end_is_made_good_at_once() -> None:
@@ -116,7 +119,10 @@ def test_an_announced_end_is_made_good_at_once() -> None:
     assert "e" in place(seen(fleet, [*SPOT, DEAR], now_s=1090.0), Need(2, 3), KNOWN).drain
 
 
-@pytest.mark.parametrize(("refusals", "after_s", "asked"), [(1, 29, False), (1, 31, True), (3, 100, False), (3, 121, True), (9, 301, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("refusals", "after_s", "asked"),
+    [(1, 29, False), (1, 31, True), (3, 100, False), (3, 121, True), (9, 301, True)],
+)
 def test_a_zone_that_refused_is_left_alone_for_a_while(refusals: int, after_s: float, asked: bool) -> None:
     """A quarter of a startup time at first, twice as long after each refusal, five minutes at most."""
     assert is_open(OfferSeen(SPOT[0], refused_s=1000.0), Record(refusals=refusals), 1000.0 + after_s) is asked
@@ -178,6 +184,7 @@ def test_any_decision_keeps_bounds_and_service(
     assert left >= min(ready, need.full)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 5), st.sets(st.sampled_from(ZONES), max_size=3))
 def test_carried_out_decisions_settle(full: int, spread_by: int, closed: set[str]) -> None:
     """With the same need, some minutes later need is ready and nothing more is launched but tries of zones that refuse."""
@@ -196,6 +203,7 @@ def test_carried_out_decisions_settle(full: int, spread_by: int, closed: set[str
     assert (after[DEAR] == 0) == (len(closed) < 3 or not full)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.sampled_from(ZONES))
 def test_a_lost_zone_is_made_good_elsewhere(full: int, lost: str) -> None:
     """After a zone is gone, need is ready again within two startup times and a few looks."""

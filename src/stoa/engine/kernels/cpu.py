@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from stoa.engine.kernels.interface import AttentionRows, DrawRow, KVLayout, Linear, LoraPair, PackedAdapter
 from stoa.engine.kernels.library import ISAS, library
-from stoa.engine.kernels.quantize import BITS, GROUP, quantize_weight
+from stoa.engine.kernels.quantize import BITS, GROUP
 from stoa.engine.kernels.recorder import Recorder
 from stoa.engine.kernels.structs import (
     STRIP,
@@ -64,21 +63,35 @@ class CpuKernels:
         k = int(weights[0].shape[1])
         lanes = self._lanes(k)
         splits = tuple(int(w.shape[0]) for w in weights)
-        n_strips = sum(-(-n // STRIP) for n in splits)
         quantized = bits in BITS
-        strip_bytes = quantized_strip_bytes(k, bits) if quantized else lanes * STRIP * LANE_BYTES
-        data = _huge_zeros(n_strips * strip_bytes)
+        strip_bytes = self._strip_bytes(k, bits)
+        data = _huge_zeros(self.strips_nbytes(k, splits, bits))
         at = 0
         for weight in weights:
             count = -(-weight.shape[0] // STRIP)
             strips = data[at * strip_bytes : (at + count) * strip_bytes]
             if quantized:
-                fill_quantized(strips.view(count, -1), weight, bits)
+                self._quantize(strips, weight, bits)
             else:
                 self._fill_strips(strips, weight, lanes, pooled=True)
             at += count
-        own_bits = bits if quantized else 8 * self.dtype.itemsize
-        return CpuLinear(data, self._pack_bias(biases, splits), k, lanes, own_bits, splits)
+        return self.linear_of(data, self._pack_bias(biases, splits), k, splits, bits)
+
+    def linear_of(
+        self, data: Tensor, bias: Tensor | None, k: int, splits: tuple[int, ...], bits: int
+    ) -> CpuLinear:
+        """data: strips; bias: fp32, each part filled up to whole strips."""
+        own_bits = bits if bits in BITS else 8 * self.dtype.itemsize
+        return CpuLinear(data, bias, k, self._lanes(k), own_bits, splits)
+
+    def strips_nbytes(self, k: int, splits: Sequence[int], bits: int) -> int:
+        return sum(-(-n // STRIP) for n in splits) * self._strip_bytes(k, bits)
+
+    def keeper(self) -> CpuKeeper:
+        return CpuKeeper(self)
+
+    def _strip_bytes(self, k: int, bits: int) -> int:
+        return quantized_strip_bytes(k, bits) if bits in BITS else self._lanes(k) * STRIP * LANE_BYTES
 
     def _lanes(self, k: int) -> int:
         return -(-k // (self._per_lane * LANE_ALIGN)) * LANE_ALIGN
@@ -92,6 +105,13 @@ class CpuKernels:
             matrix.data_ptr(), matrix.shape[0], matrix.shape[1] * self.dtype.itemsize, strips.data_ptr(),
             lanes, narrow, pooled,
         )  # fmt: skip
+
+    def _quantize(self, strips: Tensor, weight: Tensor, bits: int) -> None:
+        """What `quantize.fill_strips` does, with all threads."""
+        weight = (weight if weight.dtype in (torch.bfloat16, torch.float32) else weight.float()).contiguous()
+        n, k = weight.shape
+        wide = weight.dtype == torch.float32
+        self._lib.stoa_quantize(weight.data_ptr(), n, k, wide, bits, strips.data_ptr())
 
     def _pack_bias(self, biases: Sequence[Tensor | None], splits: Sequence[int]) -> Tensor | None:
         if all(b is None for b in biases):
@@ -253,6 +273,27 @@ class CpuKernels:
         return ctypes.addressof(struct)
 
 
+class CpuKeeper:
+    """Implements `interface.Keeper`: strips are the same on every instruction set."""
+
+    def __init__(self, kernels: CpuKernels) -> None:
+        self._kernels = kernels
+        self.form = f"strips of {STRIP}, {kernels.dtype}"
+
+    def parts(self, linear: Linear) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(linear, CpuLinear)
+        return linear.data, linear.bias
+
+    def linear(
+        self, data: Tensor, bias: Tensor | None, k: int, splits: tuple[int, ...], bits: int
+    ) -> CpuLinear | None:
+        strips = sum(-(-n // STRIP) for n in splits)
+        whole = data.numel() == self._kernels.strips_nbytes(k, splits, bits)
+        if not whole or (bias is not None and bias.numel() != strips * STRIP):
+            return None
+        return self._kernels.linear_of(data, bias, k, splits, bits)
+
+
 def _huge_zeros(nbytes: int) -> Tensor:
     """Zeros (uint8) in memory that the system may back with huge pages; 64 readable bytes follow."""
     memory = mmap.mmap(-1, nbytes + SLACK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -263,17 +304,3 @@ def _huge_zeros(nbytes: int) -> Tensor:
 
 def quantized_strip_bytes(k: int, bits: int) -> int:
     return -(-k // GROUP) * STRIP * (4 + GROUP * bits // 8)
-
-
-def fill_quantized(strips: Tensor, weight: Tensor, bits: int) -> None:
-    """weight: [N, K] -> strips: uint8 [ceil(N / 16), strip_bytes], blocks as csrc/quantized.h draws them."""
-    n = len(strips)
-    q, scale = quantize_weight(F.pad(weight, (0, 0, 0, n * STRIP - weight.shape[0])), bits)
-    groups = scale.shape[1]
-    # [strip, column, group, lane, input] -> [strip, group, lane, column, input]
-    lanes = q.view(n, STRIP, groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
-    if bits == 4:
-        lanes = lanes[:, :, 0::2] | lanes[:, :, 1::2] << 4
-    blocks = strips.view(n, groups, -1)
-    blocks[:, :, : STRIP * 4] = scale.view(n, STRIP, groups).transpose(1, 2).contiguous().view(torch.uint8)
-    blocks[:, :, STRIP * 4 :] = lanes.flatten(2)

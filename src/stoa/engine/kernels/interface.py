@@ -138,6 +138,26 @@ class Recorder(LayerOps, Protocol):
     def program(self) -> Program: ...
 
 
+class Keeper(Protocol):
+    """Takes linears apart for a file, and makes them again from what was read."""
+
+    @property
+    def form(self) -> str:
+        """How the bytes lie; one form is read by all kernels that name it."""
+        ...
+
+    def parts(self, linear: Linear) -> tuple[Tensor, Tensor | None]:
+        """(data as uint8, bias as fp32)."""
+        ...
+
+    def linear(
+        self, data: Tensor, bias: Tensor | None, k: int, splits: tuple[int, ...], bits: int
+    ) -> Linear | None:
+        """The linear of these parts, read in place (data aligned to 64 bytes, 64 readable bytes behind it), which
+        `pack_linear` made of weights [n_i, k] with `bits`. None: their sizes do not fit."""
+        ...
+
+
 class Kernels(LayerOps, Protocol):
     """All arithmetic of the forward pass. `dtype` is the compute dtype."""
 
@@ -160,6 +180,10 @@ class Kernels(LayerOps, Protocol):
     ) -> Linear:
         """weights: [n_i, K] each, any float dtype; the packed copy is in `dtype` (biases fp32), or with
         `bits` 8 or 4 quantized as `quantize.py` says. The inputs may be freed afterwards."""
+        ...
+
+    def keeper(self) -> Keeper | None:
+        """None where nothing is gained by keeping packed weights."""
         ...
 
     # -- adapters

@@ -27,6 +27,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "stoa_attention": (c_void_p,) * 6 + (c_int64, c_int64, c_int64, c_double),
     "stoa_play": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
     "stoa_pack": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64),
+    "stoa_quantize": (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
     "stoa_draw": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
     "stoa_free_buffer": (c_void_p, c_int64),
 }
@@ -50,7 +51,7 @@ def _load() -> tuple[Any, str]:
         getattr(lib, name).restype = None
     lib.stoa_ops.argtypes = (c_int, c_int)
     lib.stoa_ops.restype = c_void_p
-    lib.stoa_all_finite.argtypes = (c_void_p, c_int64, c_int64, c_uint32)
+    lib.stoa_all_finite.argtypes = (c_void_p, c_int64, c_int64, c_uint32, c_int64)
     lib.stoa_all_finite.restype = c_int
     lib.stoa_read_buffer.argtypes = (c_int64,)
     lib.stoa_read_buffer.restype = c_void_p
@@ -66,13 +67,14 @@ def library() -> Any:
     return lib
 
 
-def all_finite(bits: NDArray[np.unsignedinteger[Any]], exponent: int) -> bool:
-    """Floats as whole numbers: is in none of them every bit of `exponent` set, as in NaN and infinity?"""
+def all_finite(bits: NDArray[np.unsignedinteger[Any]], exponent: int, *, pooled: bool = False) -> bool:
+    """Floats as whole numbers: is in none of them every bit of `exponent` set, as in NaN and infinity? `pooled`: looks
+    with all threads, while no step runs."""
     lib, _ = _load()
     if lib is None or not bits.flags.c_contiguous:
         mask = bits.dtype.type(exponent)
         return not bool(((bits & mask) == mask).any())
-    return bool(lib.stoa_all_finite(bits.ctypes.data, bits.size, bits.itemsize, exponent))
+    return bool(lib.stoa_all_finite(bits.ctypes.data, bits.size, bits.itemsize, exponent, pooled))
 
 
 def missing_reason() -> str:

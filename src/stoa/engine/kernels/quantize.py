@@ -28,6 +28,22 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return (q + (1 << (bits - 1))).to(torch.uint8), scale
 
 
+def fill_strips(strips: Tensor, weight: Tensor, bits: int, columns: int = 16) -> None:
+    """weight: [N, K] -> strips: uint8 [ceil(N / columns), strip_bytes], blocks as csrc/quantized.h draws them. The slow
+    twin of csrc/pack.c's `stoa_quantize`."""
+    n = len(strips)
+    q, scale = quantize_weight(F.pad(weight, (0, 0, 0, n * columns - weight.shape[0])), bits)
+    groups = scale.shape[1]
+    # [strip, column, group, lane, input] -> [strip, group, lane, column, input]
+    lanes = q.view(n, columns, groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    if bits == 4:
+        lanes = lanes[:, :, 0::2] | lanes[:, :, 1::2] << 4
+    blocks = strips.view(n, groups, -1)
+    scales = scale.view(n, columns, groups).transpose(1, 2).contiguous()
+    blocks[:, :, : columns * 4] = scales.view(torch.uint8)
+    blocks[:, :, columns * 4 :] = lanes.flatten(2)
+
+
 def round_inputs(x: Tensor) -> Tensor:
     """x: [T, K] -> the same, fp32, as quantized weights see it."""
     groups = _groups(x)

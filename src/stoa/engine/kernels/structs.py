@@ -84,6 +84,8 @@ class CpuLinear:
         self.lanes = lanes
         self.splits = splits
         self.nbytes = data.nbytes
+        self.data = data
+        self.bias = bias
         self.part_strips = [-(-n // STRIP) for n in splits]
         columns = np.cumsum([0, *splits])
         strips = [
@@ -92,7 +94,7 @@ class CpuLinear:
             for i in range(count)
         ]
         table = np.asarray(strips, dtype=np.int32)
-        self._keep = (data, bias, table)
+        self._table = table
         self._struct = LinearStruct(
             k, lanes, len(strips), bits, data.nbytes // len(strips), data.data_ptr(), table.ctypes.data,
             bias.data_ptr() if bias is not None else None, sum(splits),

@@ -12,7 +12,7 @@ from torch import Tensor
 from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, LayerOps, Linear, Program
 from stoa.engine.model.config import ModelConfig
 from stoa.engine.model.rope import rope_table
-from stoa.engine.model.weights import Checkpoint
+from stoa.engine.model.source import Source, build_from
 
 # Linear layers that read the same input run as one; an adapter is laid out in this order.
 GROUPS: tuple[tuple[str, ...], ...] = (
@@ -57,15 +57,16 @@ class Decoder:
     """Weights packed for `kernels`; `forward` runs one step's rows through all layers."""
 
     def __init__(
-        self, config: ModelConfig, kernels: Kernels, folder: Path, max_positions: int, *, bits: int = 16
-    ) -> None:
+        self, config: ModelConfig, kernels: Kernels, folder: Path, max_positions: int, *, bits: int = 16,
+        cache: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`cache`: where packed weights are kept, for the next start to map."""
         self.config = config
         self.kernels = kernels
-        with Checkpoint(folder) as checkpoint:
-            loader = _Loader(config, kernels, checkpoint, bits)
-            self.layers = [loader.layer(i) for i in range(config.num_layers)]
-            self.embedding, self.lm_head = loader.ends()
-            self.final_norm = loader.vector("model.norm.weight", config.hidden_size)
+        weights, self.writer = build_from(
+            lambda source: _read(config, source, bits), folder, kernels, bits, cache
+        )  # `writer`: the thread that writes to `cache`, if one does
+        self.layers, self.embedding, self.lm_head, self.final_norm = weights
         self.rope = rope_table(config.rope, config.head_dim, max_positions)
         self._buffers: _Buffers | None = None
         self._program: Program | None = None  # the layers' calls on `_buffers`, where kernels can play them
@@ -130,54 +131,45 @@ class Decoder:
         return out
 
 
-class _Loader:
-    def __init__(self, config: ModelConfig, kernels: Kernels, checkpoint: Checkpoint, bits: int) -> None:
-        self.bits = bits
-        self.config = config
-        self.kernels = kernels
-        self.checkpoint = checkpoint
-        self.shapes = config.linear_shapes()
+def _read(config: ModelConfig, source: Source, bits: int) -> tuple[list[Layer], Tensor, Linear, Tensor]:
+    """Layers, embedding table, output head, final norm."""
+    c = config
+    layers = []
+    for i in range(c.num_layers):
+        source.release()
+        layers.append(_layer(c, source, i, bits))
+    shape = c.linear_shapes()["lm_head"]
+    table = "model.embed_tokens.weight"
+    head = table if c.tied_embeddings else "lm_head.weight"
+    embedding = source.table(table, shape)
+    lm_head = source.linear([head], (shape[0],), shape[1], [None], max(bits, 8))
+    return layers, embedding, lm_head, source.vector("model.norm.weight", c.hidden_size)
 
-    def vector(self, name: str, size: int) -> Tensor:
-        return self.checkpoint.get(name, (size,)).float().contiguous()
 
-    def layer(self, i: int) -> Layer:
-        c, prefix = self.config, f"model.layers.{i}."
-        self.checkpoint.release()
-        norms = [
-            self.vector(f"{prefix}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
-            for name in ("q_norm", "k_norm")
-        ]
-        return Layer(
-            input_norm=self.vector(prefix + "input_layernorm.weight", c.hidden_size),
-            post_norm=self.vector(prefix + "post_attention_layernorm.weight", c.hidden_size),
-            q_norm=norms[0],
-            k_norm=norms[1],
-            groups=tuple(self._group(prefix, modules) for modules in GROUPS),
-            window=c.windows[i],
-        )
+def _layer(config: ModelConfig, source: Source, i: int, bits: int) -> Layer:
+    c, prefix = config, f"model.layers.{i}."
+    norms = [
+        source.vector(f"{prefix}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
+        for name in ("q_norm", "k_norm")
+    ]
+    return Layer(
+        input_norm=source.vector(prefix + "input_layernorm.weight", c.hidden_size),
+        post_norm=source.vector(prefix + "post_attention_layernorm.weight", c.hidden_size),
+        q_norm=norms[0],
+        k_norm=norms[1],
+        groups=tuple(_group(c, source, prefix, modules, bits) for modules in GROUPS),
+        window=c.windows[i],
+    )
 
-    def ends(self) -> tuple[Tensor, Linear]:
-        """The embedding table in the compute dtype, and the packed output head."""
-        shape = self.shapes["lm_head"]
-        embedding = self.checkpoint.get("model.embed_tokens.weight", shape)
-        head = embedding if self.config.tied_embeddings else self.checkpoint.get("lm_head.weight", shape)
-        # clone: the mapped file must be free to vanish once loading is done
-        return embedding.to(self.kernels.dtype, copy=True), self.kernels.pack_linear(
-            [head], [None], max(self.bits, 8)
-        )
 
-    def _group(self, prefix: str, modules: tuple[str, ...]) -> Linear:
-        names = [prefix + ("self_attn." if m in _ATTENTION else "mlp.") + m for m in modules]
-        weights = [
-            self.checkpoint.get(f"{name}.weight", self.shapes[m])
-            for name, m in zip(names, modules, strict=True)
-        ]
-        return self.kernels.pack_linear(
-            weights, [self._bias(n, m) for n, m in zip(names, modules, strict=True)], self.bits
-        )
+def _group(config: ModelConfig, source: Source, prefix: str, modules: tuple[str, ...], bits: int) -> Linear:
+    shapes = config.linear_shapes()
+    names = [prefix + ("self_attn." if m in _ATTENTION else "mlp.") + m for m in modules]
+    biases = [f"{n}.bias" if _has_bias(config, m) else None for n, m in zip(names, modules, strict=True)]
+    splits = tuple(shapes[m][0] for m in modules)
+    return source.linear([f"{n}.weight" for n in names], splits, shapes[modules[0]][1], biases, bits)
 
-    def _bias(self, name: str, module: str) -> Tensor | None:
-        c = self.config
-        wanted = c.o_bias if module == "o_proj" else c.qkv_bias if module in _ATTENTION else c.mlp_bias
-        return self.vector(f"{name}.bias", self.shapes[module][0]) if wanted else None
+
+def _has_bias(config: ModelConfig, module: str) -> bool:
+    c = config
+    return c.o_bias if module == "o_proj" else c.qkv_bias if module in _ATTENTION else c.mlp_bias

@@ -54,7 +54,7 @@ class Checkpoint:
             )
         if tensor.dtype not in _FLOATS:
             raise UnsupportedModel(f"tensor {name!r} is {tensor.dtype}; accepted: bf16, fp16, fp32")
-        if not all_finite(tensor):
+        if not all_finite(tensor, pooled=True):
             raise InvalidModel(f"tensor {name!r} holds NaN or infinite values")
         return tensor
 

@@ -24,7 +24,8 @@ class _Running:
 
 
 class LocalBackend:
-    """Implements `Backend`. `most`: processes that this machine has room for."""
+    """Implements `Backend`. `most`: processes that this machine has room for; `spare`: while none runs, one process that
+    has imported everything waits to load the model."""
 
     def __init__(
         self,
@@ -34,11 +35,14 @@ class LocalBackend:
         most: int,
         factory: str = DEFAULT_FACTORY,
         node: str | None = None,
+        spare: bool = False,
     ) -> None:
         self._config, self._factory = config, factory
         self._offer, self._most = offer, most
         self._node = node if node is not None else socket.gethostname()
         self._running: dict[str, _Running] = {}
+        self._keeps_spare = spare
+        self._spare: tuple[EngineProcess, str] | None = None
         self.changed: Callable[[], None] = lambda: None
 
     async def offers(self) -> Sequence[Offer]:
@@ -47,6 +51,15 @@ class LocalBackend:
     async def launch(self, replica_id: str, offer: Offer) -> None:
         if len(self._running) >= self._most:
             raise NoCapacity(f"this machine has room for {self._most} replicas")
+        if self._spare is not None and self._spare[0].alive:
+            process, token = self._spare
+            process.go()
+        else:
+            process, token = self._start(wait=False)
+        self._spare = None
+        self._running[replica_id] = _Running(offer, process, token)
+
+    def _start(self, *, wait: bool) -> tuple[EngineProcess, str]:
         token = secrets.token_urlsafe(32)
         loop = asyncio.get_running_loop()
 
@@ -55,19 +68,25 @@ class LocalBackend:
                 loop.call_soon_threadsafe(lambda: self.changed())
 
         process = EngineProcess(
-            self._config, host="127.0.0.1", token=token, factory=self._factory, changed=changed
+            self._config, host="127.0.0.1", token=token, factory=self._factory, changed=changed, wait=wait
         )
-        self._running[replica_id] = _Running(offer, process, token)
+        return process, token
 
     async def stop(self, replica_id: str) -> None:
         if (running := self._running.pop(replica_id, None)) is not None:
             await asyncio.to_thread(running.process.end)
 
     async def look(self) -> Sequence[Status]:
+        if self._keeps_spare and not self._running and self._spare is None:
+            self._spare = self._start(wait=True)
         return [status for i, r in list(self._running.items()) if (status := self._status(i, r)) is not None]
 
     async def close(self) -> None:
         """Ends them all."""
+        if self._spare is not None:
+            spare, _ = self._spare
+            self._spare, self._keeps_spare = None, False
+            await asyncio.to_thread(spare.end)
         await asyncio.gather(*(self.stop(replica_id) for replica_id in list(self._running)))
 
     def _status(self, replica_id: str, running: _Running) -> Status | None:

@@ -35,20 +35,22 @@ class EngineProcess:
         token: str,
         factory: str = DEFAULT_FACTORY,
         changed: Callable[[], None] = lambda: None,
+        wait: bool = False,
     ) -> None:
-        """`host`: the address to listen at; `changed`: told on another thread when it is ready, and when it has ended. The
-        process ends with the thread that made it."""
+        """`host`: the address to listen at; `changed`: told on another thread when it is ready, and when it has ended;
+        `wait`: it imports everything and loads the model after `go`. The process ends with the thread that made it."""
         self.host = host
         self._changed = changed
         self.port: int | None = None  # once it is ready
+        self.waits = wait
         self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "stoa.fleet.worker", "--listen", f"{host}:0", "--factory", factory,
-                "--config", msgspec.json.encode(config).decode(),
+                "--config", msgspec.json.encode(config).decode(), *(("--wait",) if wait else ()),
             ],
             env=os.environ | {TOKEN_VARIABLE: token},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -74,6 +76,13 @@ class EngineProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def go(self) -> None:
+        """Wait no longer."""
+        assert self._process.stdin is not None
+        self.waits = False
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(b"go\n")
+
     def trouble(self) -> Trouble | None:
         """Why it ended before it was ready; None while it lives, or if it was ready."""
         if self.alive or self.port is not None:
@@ -90,6 +99,8 @@ class EngineProcess:
                 self._process.wait(_END_S)
         self._process.kill()
         self._process.wait()
+        if self.waits and self._process.stdin is not None:
+            self._process.stdin.close()
         for reader in self._readers:
             reader.join(1.0)
 

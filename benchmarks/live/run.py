@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def main() -> None:
         with serving(options, replicas=args.replicas) as url:
             expected = asyncio.run(quiet_answers(url, asks))
             assert not any(answer.error for answer in expected), next(a.error for a in expected if a.error)
-            report = asyncio.run(_disturbed(url, nodes, asks, expected, args))
+            report = _disturbed(url, nodes, asks, expected, args)
     finally:
         nodes.close()
     _print(report)
@@ -61,18 +63,15 @@ def main() -> None:
         args.out.with_suffix(".svg").write_text(draw(report))
 
 
-async def _disturbed(
-    url: str, nodes: Nodes, asks: list, expected: list[Answer], args: argparse.Namespace
-) -> dict:
+def _disturbed(url: str, nodes: Nodes, asks: list, expected: list[Answer], args: argparse.Namespace) -> dict:
+    """Traffic has a thread of its own: Ray starts nodes from the main one only."""
     started = time.perf_counter()
     timeline: list[dict[str, float]] = []
     faults: list[dict[str, Any]] = []
-    watching = asyncio.create_task(_watch(url, started, timeline))
-    breaking = asyncio.create_task(_break(nodes, args, started, faults))
-    answers = await replay(url, asks)
-    for task in (breaking, watching):
-        task.cancel()
-    await asyncio.gather(breaking, watching, return_exceptions=True)
+    with ThreadPoolExecutor(1) as thread:
+        traffic = thread.submit(asyncio.run, _watched(url, started, timeline, asks))
+        _break(nodes, args, started, faults, traffic)
+        answers = traffic.result()
     rows = [_row(answer, should) for answer, should in zip(answers, expected, strict=True)]
     return {
         "machine": machine_facts(),
@@ -113,17 +112,26 @@ def _summary(rows: list[dict[str, Any]], faults: list[dict[str, Any]]) -> dict[s
     }
 
 
-async def _break(
-    nodes: Nodes, args: argparse.Namespace, started: float, faults: list[dict[str, Any]]
+async def _watched(url: str, started: float, timeline: list[dict[str, float]], asks: list) -> list[Answer]:
+    watching = asyncio.create_task(_watch(url, started, timeline))
+    try:
+        return await replay(url, asks)
+    finally:
+        watching.cancel()
+
+
+def _break(
+    nodes: Nodes, args: argparse.Namespace, started: float, faults: list[dict[str, Any]], traffic: Future
 ) -> None:
+    """One fault after the other, in turns, until there is no more traffic."""
     rng = random.Random(args.seed)
-    kinds = args.faults.split(",")
-    while True:
-        await asyncio.sleep(args.every)
-        kind = kinds[len(faults) % len(kinds)]
+    for kind in itertools.cycle(args.faults.split(",")):
+        wait({traffic}, timeout=args.every)
+        if traffic.done():
+            return
+        nodes.mend()
         at_s = time.perf_counter() - started
-        where = await asyncio.to_thread(getattr(nodes, kind), rng)
-        if where:
+        if where := getattr(nodes, kind)(rng):
             faults.append({"at_s": round(at_s, 2), "kind": kind, "where": where})
             print(f"{at_s:7.1f} s  {kind} {where}", flush=True)
 

@@ -1,0 +1,129 @@
+"""Puts results into docs/elasticity.md, between its marks: python benchmarks/elasticity_report.py"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+PAGE, RESULTS = Path("docs/elasticity.md"), Path("docs/results")
+COSTS = {
+    "static": "static peak, on demand", "hpa": "Kubernetes HPA on concurrency", "knative": "Knative KPA",
+    "ray": "Ray Serve's default autoscaler", "rate": "SkyServe's request rate, on demand",
+    "sageserve": "forecast + ILP (SageServe's kind)", "ours": "**ours, on demand only**",
+    "clairvoyant": "a clairvoyant plan, run", "bound": "clairvoyant bound, on demand",
+    "spothedge": "SkyServe SpotHedge", "spothedge-hpa": "SpotHedge's placement with HPA",
+    "ours-spot": "**ours**", "bound-spot": "clairvoyant bound",
+}  # fmt: skip
+
+
+def live(report: dict[str, Any]) -> str:
+    s = report["summary"]
+    faults = ", ".join(f"{count} x {kind.replace('_', ' ')}" for kind, count in s["faults"].items())
+    return (
+        f"Of {s['requests']} requests **{s['lost']} were lost and {s['different']} answered differently**, under {faults}. "
+        f"First tokens: mean {1e3 * s['ttft_mean_s']:.0f} ms, p99 {1e3 * s['ttft_p99_s']:.0f} ms; the longest pause in an "
+        f"answer was {s['longest_pause_s']:.2f} s."
+    )
+
+
+def failover(*reports: dict[str, Any]) -> str:
+    rows = []
+    for report in reports:
+        work = report["workload"]
+        rows += [
+            (
+                work["streams"], row["fault"], row["moved"], row["different"], f"{row['pause_ms']:.0f}",
+                f"{row['prefill_ms']:.0f}", f"{row['pause_per_prefill']:.2f}",
+            )
+            for row in report["rows"]
+        ]  # fmt: skip
+    heads = (
+        "streams on each", "fault", "streams moved", "answered differently", "longest pause, median, ms",
+        "one prefill of its tokens, ms", "ratio",
+    )  # fmt: skip
+    more = 100 * (reports[0]["readiness"]["ratio"] - 1)
+    return f"{_table(heads, rows)}\n\nBeing ready for it, while nothing happens, takes {more:+.1f} % of the time."
+
+
+def costs(report: dict[str, Any]) -> str:
+    mean = report["mean"]
+    rows = [
+        (
+            text, f"{mean[name]['cost_usd']:.0f}", f"{mean[name]['machine_hours']:.0f}",
+            f"{100 * mean[name]['attainment']:.2f} %" if "attainment" in mean[name] else "",
+            f"{100 * mean[name]['availability']:.3f} %" if "availability" in mean[name] else "",
+        )
+        for name, text in COSTS.items()
+        if name in mean
+    ]  # fmt: skip
+    usd = {name: row["cost_usd"] for name, row in mean.items()}
+    hours = {name: row["machine_hours"] for name, row in mean.items()}
+    reactive = min(hours[name] for name in ("hpa", "knative", "ray", "rate") if name in hours)
+    ratios = [
+        ("cost, ours / static peak on demand", usd["ours-spot"] / usd["static"], "0.45 / 0.35"),
+        ("cost, ours / SkyServe SpotHedge", usd["ours-spot"] / usd["spothedge"], "0.95 / 0.85"),
+        ("cost, ours / SpotHedge's placement with HPA", usd["ours-spot"] / usd["spothedge-hpa"], ""),
+        ("cost, ours / clairvoyant bound", usd["ours-spot"] / usd["bound-spot"], "1.25 / 1.1"),
+        ("hours without spot, ours / best tuned reactive", hours["ours"] / reactive, "0.8 / 0.7"),
+        ("hours without spot, ours / forecast + ILP", hours["ours"] / hours["sageserve"], "0.95 / 0.85"),
+        ("hours without spot, ours / clairvoyant bound", hours["ours"] / hours["bound"], "1.3 / 1.15"),
+    ]
+    heads = ("policy", "cost, USD", "machine-hours", "TTFT attainment", "availability")
+    compared = _table(("ratio", "", "floor / aim"), [(a, f"{b:.2f}", c) for a, b, c in ratios])
+    return f"{_table(heads, rows)}\n\n{compared}"
+
+
+def simulated(report: dict[str, Any]) -> str:
+    rows = [
+        (name, report["live"][key], report["simulated"][key], f"{100 * report['apart'][key]:+.1f} %")
+        for key, name in (
+            ("ttft_mean_s", "TTFT, mean, s"), ("ttft_p99_s", "TTFT, p99, s"), ("replica_s", "cost, replica-seconds"),
+        )
+    ]  # fmt: skip
+    return _table(("", "live", "simulated", "apart"), rows)
+
+
+def router(report: dict[str, Any]) -> str:
+    heads = tuple(report["rows"][0])
+    decision = ", ".join(f"{name}: {value}" for name, value in report["decision_us"].items())
+    return f"{_table(heads, [tuple(row.values()) for row in report['rows']])}\n\nA decision takes, in µs: {decision}."
+
+
+def coldstart(*reports: dict[str, Any]) -> str:
+    return "\n\n".join(f"```\n{report['text']}\n```" for report in reports)
+
+
+def _table(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    lines = [heads, ["---" for _ in heads], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+BLOCKS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "live": (live, ("elastic-live",)),
+    "failover": (failover, ("failover", "failover-single")),
+    "costs": (costs, ("elasticity",)),
+    "simulated": (simulated, ("simulated-live",)),
+    "router": (router, ("router",)),
+    "coldstart": (coldstart, ("coldstart-134m", "coldstart-1.1b")),
+}
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    for name, (tell, files) in BLOCKS.items():
+        found = [RESULTS / f"{file}.json" for file in files]
+        reports = [json.loads(path.read_text()) for path in found if path.exists()]
+        if not reports:
+            print(f"no results for {name}")
+            continue
+        gap = "" if name == "live" else "\n"
+        text = f"<!-- {name} -->{gap}{tell(*reports)}{gap}<!-- /{name} -->"
+        page = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, text=text: text, page, flags=re.DOTALL)
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

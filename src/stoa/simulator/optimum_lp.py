@@ -1,0 +1,104 @@
+"""A sparse linear or integer program, filled by rows and given to HiGHS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoa.errors import StoaError
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+
+class NoOptimum(StoaError):
+    """The program has no feasible solution, or the solver did not prove one optimal; the message says which."""
+
+    status = 422
+    code = "no_optimum"
+
+
+@dataclass(slots=True)
+class Program:
+    """minimize cost x, subject to low <= rows x <= high and the bounds of x."""
+
+    _cost: list[Floats] = field(default_factory=list)
+    _low: list[Floats] = field(default_factory=list)
+    _high: list[Floats] = field(default_factory=list)
+    _entries: list[tuple[Places, Places, Floats]] = field(default_factory=list)  # rows, columns, values
+    _row_low: list[Floats] = field(default_factory=list)
+    _row_high: list[Floats] = field(default_factory=list)
+    columns: int = 0
+    rows: int = 0
+
+    def variables(
+        self, shape: tuple[int, ...], *, cost: Any = 0.0, low: Any = 0.0, high: Any = np.inf
+    ) -> Places:
+        """Numbers of new variables, of this shape; cost and bounds broadcast to it."""
+        count = int(np.prod(shape))
+        for kept, value in ((self._cost, cost), (self._low, low), (self._high, high)):
+            kept.append(np.broadcast_to(np.asarray(value, np.float64), shape).ravel())
+        numbers = np.arange(self.columns, self.columns + count).reshape(shape)
+        self.columns += count
+        return numbers
+
+    def add(
+        self, *terms: tuple[Places, Any], low: Any = -np.inf, high: Any = np.inf, into: Places | None = None
+    ) -> Places:
+        """One row for each element of the terms, which are (variables, coefficients) of one shape after broadcasting.
+        `into`: rows of an earlier call get the terms instead."""
+        shape = np.broadcast_shapes(*(v.shape for v, _ in terms))
+        numbers = into
+        if numbers is None:
+            numbers = np.arange(self.rows, self.rows + int(np.prod(shape))).reshape(shape)
+            self.rows += numbers.size
+            self._row_low.append(np.broadcast_to(np.asarray(low, np.float64), shape).ravel())
+            self._row_high.append(np.broadcast_to(np.asarray(high, np.float64), shape).ravel())
+        for variables, values in terms:
+            wide = np.broadcast_to(np.asarray(values, np.float64), shape).ravel()
+            places = np.broadcast_to(numbers, shape).ravel()
+            self._entries.append((places, np.broadcast_to(variables, shape).ravel(), wide))
+        return numbers
+
+    def solve(self, *, integer: Places | None = None, time_limit_s: float = 600.0) -> tuple[float, Floats]:
+        """(the optimal cost, the variables). `integer`: these are whole numbers. NoOptimum otherwise."""
+        import highspy  # an extra, needed by nothing else of the simulator
+
+        solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        solver.silent()
+        solver.setOptionValue("time_limit", time_limit_s)
+        solver.setOptionValue("threads", 1)
+        solver.setOptionValue("mip_rel_gap", 0.0)
+        solver.passModel(self._model(highspy, integer))
+        for method, crossover in (("ipm", "off"), ("ipm", "on"), ("simplex", "on")):
+            solver.setOptionValue("solver", method if integer is None else "choose")
+            solver.setOptionValue("run_crossover", crossover)
+            solver.run()
+            status = solver.getModelStatus()
+            if status in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible):
+                break
+        if status != highspy.HighsModelStatus.kOptimal:
+            raise NoOptimum(f"the solver ended with: {solver.modelStatusToString(status)}")
+        x = np.asarray(solver.getSolution().col_value, np.float64)
+        return float(solver.getInfo().objective_function_value), x
+
+    def _model(self, highspy: Any, integer: Places | None) -> Any:
+        rows, columns, values = (np.concatenate(part) for part in zip(*self._entries, strict=True))
+        order = np.argsort(columns, kind="stable")
+        model = highspy.HighsLp()
+        model.num_col_, model.num_row_ = self.columns, self.rows
+        model.col_cost_ = np.concatenate(self._cost)
+        model.col_lower_, model.col_upper_ = np.concatenate(self._low), np.concatenate(self._high)
+        model.row_lower_, model.row_upper_ = np.concatenate(self._row_low), np.concatenate(self._row_high)
+        model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        model.a_matrix_.start_ = np.searchsorted(columns[order], np.arange(self.columns + 1)).astype(np.int32)
+        model.a_matrix_.index_ = rows[order].astype(np.int32)
+        model.a_matrix_.value_ = values[order]
+        if integer is not None:
+            kinds = np.full(self.columns, highspy.HighsVarType.kContinuous)
+            kinds[integer] = highspy.HighsVarType.kInteger
+            model.integrality_ = kinds.tolist()
+        return model

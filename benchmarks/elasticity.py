@@ -204,7 +204,9 @@ def clairvoyant(world: World, requests: Requests, *, seed: int, day: int) -> Res
     )
     plan = in_order_plan(known, late_allowed=(1 - SLO.attainment) * len(part), tries=4)
     zones, found = world.zones(seed, False), []
-    for headroom, spare, hold_s in itertools.product((0.1, 0.2, 0.3, 0.4, 0.5), (0.0, 1.0, 2.0), (0.0, 60.0)):
+    for headroom, spare, hold_s in itertools.product(
+        (0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.5, 1.0, 2.0), (0.0, 60.0)
+    ):
         scaler = Clairvoyant(plan.replicas, plan.bin_s, world.startup_s, headroom, spare, hold_s)
         found.append(
             simulate(
@@ -293,12 +295,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _without_paths(argv: Sequence[str]) -> list[str]:
+    named = {"--data", "--spot", "--out", "--params"}
+    return [a if i == 0 or argv[i - 1] not in named else a.rsplit("/", 1)[-1] for i, a in enumerate(argv)]
+
+
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python benchmarks/elasticity.py", *_without_paths(sys.argv[1:])]),
         "commit": commit.stdout.strip(),
         "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
         "trace": args.trace, "factor": args.factor, "jitter_s": args.jitter, "startup_s": args.startup,

@@ -19,7 +19,9 @@ class BuildLibraries(build_ext):
         try:
             super().run()
         except Exception as error:
-            print(f"stoa: C libraries not built ({error}); the slower torch kernels and simulator will be used")
+            print(
+                f"stoa: C libraries not built ({error}); the slower torch kernels and simulator will be used"
+            )
 
 
 def library(name, folder, *libraries):

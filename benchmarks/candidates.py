@@ -116,5 +116,4 @@ def _placed(make: Callable[..., Any], placement: Callable[..., Any], *own: str) 
 
 
 def _ours() -> dict[str, Candidate]:
-    make = lambda **p: Elastic(**p)  # noqa: E731
-    return {"ours": Candidate(make, {}, {}), "ours-spot": Candidate(make, {}, {}, spot=True)}
+    return {"ours": Candidate(Elastic, {}, {}), "ours-spot": Candidate(Elastic, {}, {}, spot=True)}

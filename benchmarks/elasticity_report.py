@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from report import table
 
 PAGE, RESULTS = Path("docs/elasticity.md"), Path("docs/results")
 COSTS = {
@@ -45,7 +47,9 @@ def failover(*reports: dict[str, Any]) -> str:
         "one prefill of its tokens, ms", "ratio",
     )  # fmt: skip
     more = 100 * (reports[0]["readiness"]["ratio"] - 1)
-    return f"{_table(heads, rows)}\n\nBeing ready for it, while nothing happens, takes {more:+.1f} % of the time."
+    return (
+        f"{table(heads, rows)}\nBeing ready for it, while nothing happens, takes {more:+.1f} % of the time."
+    )
 
 
 def costs(report: dict[str, Any]) -> str:
@@ -72,8 +76,8 @@ def costs(report: dict[str, Any]) -> str:
         ("hours without spot, ours / clairvoyant bound", hours["ours"] / hours["bound"], "1.3 / 1.15"),
     ]
     heads = ("policy", "cost, USD", "machine-hours", "TTFT attainment", "availability")
-    compared = _table(("ratio", "", "floor / aim"), [(a, f"{b:.2f}", c) for a, b, c in ratios])
-    return f"{_table(heads, rows)}\n\n{compared}"
+    compared = table(("ratio", "", "floor / aim"), [(a, f"{b:.2f}", c) for a, b, c in ratios])
+    return f"{table(heads, rows)}\n{compared}"
 
 
 def simulated(report: dict[str, Any]) -> str:
@@ -83,22 +87,17 @@ def simulated(report: dict[str, Any]) -> str:
             ("ttft_mean_s", "TTFT, mean, s"), ("ttft_p99_s", "TTFT, p99, s"), ("replica_s", "cost, replica-seconds"),
         )
     ]  # fmt: skip
-    return _table(("", "live", "simulated", "apart"), rows)
+    return table(("", "live", "simulated", "apart"), rows)
 
 
 def router(report: dict[str, Any]) -> str:
     heads = tuple(report["rows"][0])
     decision = ", ".join(f"{name}: {value}" for name, value in report["decision_us"].items())
-    return f"{_table(heads, [tuple(row.values()) for row in report['rows']])}\n\nA decision takes, in µs: {decision}."
+    return f"{table(heads, [tuple(row.values()) for row in report['rows']])}\nA decision takes, in µs: {decision}."
 
 
 def coldstart(*reports: dict[str, Any]) -> str:
     return "\n\n".join(f"```\n{report['text']}\n```" for report in reports)
-
-
-def _table(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    lines = [heads, ["---" for _ in heads], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 BLOCKS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
@@ -120,7 +119,7 @@ def main() -> None:
             print(f"no results for {name}")
             continue
         gap = "" if name == "live" else "\n"
-        text = f"<!-- {name} -->{gap}{tell(*reports)}{gap}<!-- /{name} -->"
+        text = f"<!-- {name} -->{gap}{tell(*reports).strip()}{gap}<!-- /{name} -->"
         page = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, text=text: text, page, flags=re.DOTALL)
     PAGE.write_text(page)
 

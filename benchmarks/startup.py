@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,14 +20,13 @@ from typing import Any
 import httpx
 
 from stoa.bench.folders import model_folder
+from stoa.bench.gateway import free_port
 from stoa.bench.machine import machine_facts
 from stoa.config import load_settings
 
 
 def start_once(folder: Path, home: str) -> dict[str, float]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,13 +10,13 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 
+from stoa.bench.gateway import free_port
+
 
 @contextlib.contextmanager
 def serving(options: Sequence[str], *, replicas: int) -> Iterator[str]:
     """Its URL, once so many replicas are ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as home:
         command = [
             sys.executable,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from typing import Any
 import openai
 import pytest
 
+from stoa.bench.gateway import free_port
+
 STOA = [sys.executable, "-m", "stoa.cli"]
 WORDS = ["hello", "world", "stoa", "adapter", "batch", "night", "idle", "paper"]
 
@@ -25,9 +26,7 @@ class Place:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.start()
 
     def start(self) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from stoa.bench.gateway import free_port
 from stoa.demo import ADAPTERS_DIR
 from stoa.demo.tasks import TASKS, expected, sample_inputs
 
@@ -22,9 +22,7 @@ from stoa.demo.tasks import TASKS, expected, sample_inputs
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("home")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "stoa.cli", "serve", "--port", str(port), "--home", str(home)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import httpx
 import openai
 import pytest
 
+from stoa.bench.gateway import free_port
 from stoa.demo import ADAPTERS_DIR
 
 STOA = [sys.executable, "-m", "stoa.cli"]
@@ -65,9 +65,7 @@ class Place:
 
 
 def serve(home: Path) -> tuple[int, subprocess.Popen[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [*STOA, "serve", "--port", str(port), "--home", str(home)],
         stdout=subprocess.PIPE,

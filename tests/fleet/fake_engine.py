@@ -33,6 +33,7 @@ class FakeEngine:
         self.wakeup = threading.Event()
         self.accounts = Accounts(pool_bytes=1 << 20)
         self._books: dict[str, Book] = {}
+        self._held: list[str] = []
         self._live: dict[str, tuple[GenerationRequest, float, int]] = {}
 
     @property
@@ -57,7 +58,7 @@ class FakeEngine:
             self.accounts.close(self._books.pop(request_id))
 
     def warm(self, ref: AdapterRef) -> None:
-        pass
+        self._held.append(ref.id)
 
     def forget(self, adapter_id: str) -> None:
         pass
@@ -83,7 +84,7 @@ class FakeEngine:
         return events
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self._live))
+        return EngineStats(running=len(self._live), held_adapters=self._held)
 
     def close(self) -> None:
         pass

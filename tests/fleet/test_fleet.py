@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from stoa.engine.config import EngineConfig
-from stoa.engine.request import GenerationRequest
+from stoa.engine.request import AdapterRef, GenerationRequest
 from stoa.engine.usage import RequestUsage
 from stoa.errors import EngineUnavailable, QueueFull, UnsupportedModel
 from stoa.fleet.books import NoBooks
@@ -235,6 +236,32 @@ async def test_held_requests_learn_that_no_replica_will_come() -> None:
     fleet.changed()
     with pytest.raises(UnsupportedModel):
         await asked
+
+
+async def test_a_request_goes_where_its_adapter_is() -> None:
+    """Also if somebody else has brought it there."""
+    async with running(3) as fleet:
+        ref = AdapterRef(id="poet", path="nowhere")
+        fleet.members["r1"].replica.warm(ref)
+        await fleet.learn_residency()
+        for i in range(6):
+            stream = fleet.generate(msgspec.structs.replace(ask(str(i), 1000), adapter=ref))
+            await anext(stream)
+            assert fleet.members["r1"].legs
+            await stream.aclose()  # type: ignore[attr-defined]
+            await until(lambda: not fleet.members["r1"].legs)
+
+
+async def test_statistics_leave_out_who_does_not_answer() -> None:
+    """One replica is silent, the other's are told."""
+    async with running(2) as fleet:
+        stream = fleet.generate(ask("a", 100000))
+        await anext(stream)
+        silent = 1 - where(fleet)
+        kill(fleet, silent, signal.SIGSTOP)
+        assert (await fleet.stats()).running == 1
+        kill(fleet, silent, signal.SIGCONT)
+        await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def test_a_closed_stream_cancels_in_the_engine() -> None:

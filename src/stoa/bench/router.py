@@ -133,9 +133,6 @@ class ByCount:
         self.running = [0] * workload.replicas
         self.rng = rng
 
-    def choose(self, ask: Ask) -> int:
-        raise NotImplementedError
-
     def sent(self, index: int, ask: Ask) -> int:
         self.running[index] += 1
         return index

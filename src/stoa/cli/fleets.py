@@ -114,22 +114,23 @@ def _open_elastic(
             f"min_replicas {settings.min_replicas} is above max_replicas {settings.max_replicas}",
             param="max_replicas",
         )
+    profile = read_profile(settings)
     fleet = Fleet(
         max_queue=settings.max_queue,
         hold_s=settings.hold_s,
         ttft_s=settings.slo_ttft_ms / 1000,
-        costs=Costs.of(read_profile(settings)),
+        costs=Costs.of(profile),
         max_model_len=max_model_len,
     )
     fleet.holds = True
     ray: RayControls | None = None
     controls: NearControls | RayControls
     if settings.cluster == "local":
-        controls = _near(settings, engine, factory)
+        controls = _near(settings, engine, profile, factory)
     else:
         from stoa.fleet.cluster.controls import RayControls
 
-        ray = controls = RayControls(settings.cluster, plan(settings, model_id, engine, factory))
+        ray = controls = RayControls(settings.cluster, plan(settings, model_id, engine, profile, factory))
     membership = Membership(
         fleet,
         controls,
@@ -140,13 +141,12 @@ def _open_elastic(
     return ElasticFleet(fleet, membership, settings.min_replicas, ray)
 
 
-def _near(settings: Settings, engine: EngineConfig, factory: str) -> NearControls:
+def _near(settings: Settings, engine: EngineConfig, profile: Profile, factory: str) -> NearControls:
     from stoa.fleet.backends.local import LocalBackend
     from stoa.fleet.controller import Controller
     from stoa.fleet.policies.autoscaler import Elastic
     from stoa.fleet.policies.facts import Bounds, Offer, Slo
 
-    profile = read_profile(settings)
     if not engine.threads:  # all engines together have the machine
         share = max(1, len(os.sched_getaffinity(0)) // settings.max_replicas)
         engine = msgspec.structs.replace(engine, threads=share)
@@ -170,7 +170,7 @@ def _near(settings: Settings, engine: EngineConfig, factory: str) -> NearControl
     )
 
 
-def plan(settings: Settings, model_id: str, engine: EngineConfig, factory: str) -> Plan:
+def plan(settings: Settings, model_id: str, engine: EngineConfig, profile: Profile, factory: str) -> Plan:
     """Gateways with the same model and engine share one fleet; others have one of their own."""
     from stoa.fleet.cluster.plan import Plan
 
@@ -180,7 +180,7 @@ def plan(settings: Settings, model_id: str, engine: EngineConfig, factory: str) 
     return Plan(
         name=f"{model_id.replace('/', '--')}-{kind}",
         engine=engine,
-        profile=read_profile(settings),
+        profile=profile,
         factory=factory,
         cpus=settings.replica_cpus,
         gpus=settings.replica_gpus,

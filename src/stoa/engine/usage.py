@@ -7,6 +7,8 @@ the sequences that hold it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from stoa.engine.request import FinishReason
@@ -26,6 +28,15 @@ class RequestUsage(msgspec.Struct, frozen=True, kw_only=True):
     compute_ns: int = 0  # its share of the time of steps
     kv_byte_ms: int = 0
     adapter_byte_ms: int = 0
+
+
+def summed(request_id: str, outcome: FinishReason, usages: Iterable[RequestUsage]) -> RequestUsage:
+    """Every amount of all of them together."""
+    amounts = dict.fromkeys(RequestUsage.__struct_fields__[2:], 0)
+    for usage in usages:
+        for name in amounts:
+            amounts[name] += getattr(usage, name)
+    return RequestUsage(request_id=request_id, outcome=outcome, **amounts)
 
 
 class AccountLine(msgspec.Struct, frozen=True, kw_only=True):

@@ -195,24 +195,19 @@ class Fleet:
     async def stats(self) -> EngineStats:
         """All replicas together; those that do not answer at once are left out. Raises EngineUnavailable if there are
         none."""
-        async with asyncio.timeout(_STATS_S):
-            asked = [m.replica.stats() for m in self.members.values() if m.replica.ready]
-            answers = await asyncio.gather(*asked, return_exceptions=True)
-        found = [a for a in answers if isinstance(a, EngineStats)]
+        answers = await asyncio.gather(*map(_stats_of, self.members.values()))
+        found = [stats for stats in answers if stats is not None]
         if not found and not self.holds:
             raise EngineUnavailable("the engine is not up")
         return together(found) if found else EngineStats()
 
     async def learn_residency(self) -> None:
         """Asks replicas which adapters they hold, also those that other gateways have sent there."""
-        for member in [m for m in self.members.values() if m.replica.ready and len(self.members) > 1]:
-            try:
-                async with asyncio.timeout(_STATS_S):
-                    stats = await member.replica.stats()
-            except (EngineUnavailable, TimeoutError):
-                continue
-            coming = [leg.journey.ask.adapter for leg in member.legs]
-            self._view.adapters.replace(member.load.id, [*stats.held_adapters, *filter(None, coming)])
+        members = [m for m in self.members.values() if m.replica.ours]
+        for member, stats in zip(members, await asyncio.gather(*map(_stats_of, members)), strict=True):
+            if stats is not None and member.load.id in self.members:
+                coming = [leg.journey.ask.adapter for leg in member.legs]
+                self._view.adapters.replace(member.load.id, [*stats.held_adapters, *filter(None, coming)])
 
     async def warm(self, ref: AdapterRef) -> None:
         for member in self.members.values():
@@ -285,7 +280,7 @@ class Fleet:
         why = {
             m.replica.id: found
             for m in self.members.values()
-            if (found := m.replica.unfit(request)) is not None
+            if not m.replica.ours and (found := m.replica.unfit(request)) is not None
         }
         if why and len(why) == len(self.members) and not self.holds:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(why.items()))
@@ -309,3 +304,12 @@ class Fleet:
             return 1
         per_request = (time.monotonic() - self._ended[0]) / len(self._ended)
         return max(1, min(60, math.ceil(per_request)))
+
+
+async def _stats_of(member: Member) -> EngineStats | None:
+    """None: it is not up, or does not answer at once."""
+    try:
+        async with asyncio.timeout(_STATS_S):
+            return await member.replica.stats()
+    except (EngineUnavailable, TimeoutError):
+        return None

@@ -130,7 +130,7 @@ class Journey:
         assert self.speaker is not None
         assert self.shadow is None
         self._shadows = 1
-        self.shadow = self._open(member, place)
+        self.shadow = self._open(member, place, self._next_request())
 
     def abort(self, error: StoaError) -> None:
         self.inbox.put_nowait(error)
@@ -138,8 +138,11 @@ class Journey:
     # -- legs
 
     async def _begin(self) -> Leg:
-        self.ask = replace(self.ask, not_at=self._dispatcher.cannot_have(self._next_request()))
-        return self._open(*await self._dispatcher.place(self.ask))
+        request = self._next_request()
+        not_at = self._dispatcher.cannot_have(request)
+        if not_at != self.ask.not_at:
+            self.ask = replace(self.ask, not_at=not_at)
+        return self._open(*await self._dispatcher.place(self.ask), request)
 
     def _next_request(self) -> GenerationRequest:
         """As its next leg gets it."""
@@ -148,8 +151,8 @@ class Journey:
         so_far = [None if tokens is None else [*tokens] for tokens in self._said] if self._total else []
         return msgspec.structs.replace(self.request, id=f"{self.request.id}~{self._legs}", so_far=so_far)
 
-    def _open(self, member: Member, place: Place) -> Leg:
-        request, begun = self._next_request(), [len(tokens or ()) for tokens in self._said]
+    def _open(self, member: Member, place: Place, request: GenerationRequest) -> Leg:
+        begun = [len(tokens or ()) for tokens in self._said]
         self._legs += 1
         self.tally.begun()
         leg = Leg(self, member, place, request, begun)
@@ -205,7 +208,7 @@ class Journey:
         else:
             self._shadows += 1
             leg.cancel()
-            self.shadow = self._open(leg.member, leg.member.take(self.ask))
+            self.shadow = self._open(leg.member, leg.member.take(self.ask), self._next_request())
         return []
 
     def _behind(self, leg: Leg) -> int:

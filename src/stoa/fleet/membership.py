@@ -20,6 +20,7 @@ from stoa.fleet.reports import ClusterUnreachable, FleetState, GatewayReport, Re
 log = structlog.get_logger("stoa.fleet")
 _HELD_S = 0.1  # between two reports while requests wait for a replica
 _LEAST_S = 0.02  # between two reports, however many wait
+_LEARN_S = 5.0  # between two questions to replicas for the adapters that they hold
 _FOR_EVER_S = 86_400.0  # the controller ends a drain, not we
 
 
@@ -78,16 +79,16 @@ class Membership:
         self._leaving: set[asyncio.Task[None]] = set()
         self._nudged = asyncio.Event()
         self._reachable = True
-        self._running: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._running = asyncio.create_task(self._run())
+        self._running = [asyncio.create_task(self._run()), asyncio.create_task(self._learn())]
 
     async def hold_still(self) -> None:
         """Before the fleet stops: what ends now is not replaced."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._controls.hold_still()
 
     async def _run(self) -> None:
@@ -105,6 +106,12 @@ class Membership:
                     min(self._period_s, _HELD_S) if self._fleet.held else self._period_s
                 ):
                     await self._nudged.wait()
+
+    async def _learn(self) -> None:
+        """Until `hold_still`."""
+        while True:
+            await asyncio.sleep(_LEARN_S)
+            await self._fleet.learn_residency()
 
     def _nudge(self) -> None:
         """A request waits: if there is no replica at all, the report about it does not."""

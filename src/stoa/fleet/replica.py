@@ -62,7 +62,7 @@ class Replica(Protocol):
         ...
 
     def unfit(self, request: GenerationRequest) -> str | None:
-        """Why it cannot have this request, whatever its state; None: it can."""
+        """Why it cannot have this request, whatever its state; None: it can. One of ours always can."""
         ...
 
     def open(self, request: GenerationRequest, receiver: Receiver) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from stoa.engine.request import GenerationRequest
-from stoa.engine.usage import RequestUsage
+from stoa.engine.usage import RequestUsage, summed
 from stoa.fleet.books import Books
 
 
@@ -60,17 +62,9 @@ class Tally:
 
 def _together(request: GenerationRequest, usages: Sequence[RequestUsage], tokens: int) -> RequestUsage:
     """The prompt and each token count once; what they took counts as often as it was done."""
-    last = usages[-1] if usages else RequestUsage(request_id=request.id, outcome="error")
-    return RequestUsage(
-        request_id=request.id,
-        outcome=last.outcome,
+    return msgspec.structs.replace(
+        summed(request.id, usages[-1].outcome if usages else "error", usages),
         prompt_tokens=len(request.prompt_token_ids) if usages or tokens else 0,
         cached_tokens=usages[0].cached_tokens if usages else 0,
         completion_tokens=tokens,
-        queue_ns=sum(u.queue_ns for u in usages),
-        prefill_ns=sum(u.prefill_ns for u in usages),
-        decode_ns=sum(u.decode_ns for u in usages),
-        compute_ns=sum(u.compute_ns for u in usages),
-        kv_byte_ms=sum(u.kv_byte_ms for u in usages),
-        adapter_byte_ms=sum(u.adapter_byte_ms for u in usages),
     )

@@ -26,7 +26,7 @@ from stoa.economics.node import Node
 from stoa.economics.records import Endpoint, UsageRecord
 from stoa.economics.usage import UsageWriter
 from stoa.engine.request import GenerationRequest
-from stoa.engine.usage import Interval, RequestUsage
+from stoa.engine.usage import Interval, RequestUsage, summed
 from stoa.errors import DatabaseUnavailable, PermissionDenied
 from stoa.tenancy.gate import Admission, Gate
 from stoa.tenancy.principal import Principal
@@ -242,16 +242,9 @@ class Metering:
 def _together(request_id: str, usages: Sequence[RequestUsage]) -> RequestUsage:
     """Several prompts of one request: amounts are summed, times run side by side."""
     failed = [u.outcome for u in usages if u.outcome in ("error", "cancelled")]
-    return RequestUsage(
-        request_id=request_id,
-        outcome=failed[0] if failed else usages[-1].outcome,
-        prompt_tokens=sum(u.prompt_tokens for u in usages),
-        cached_tokens=sum(u.cached_tokens for u in usages),
-        completion_tokens=sum(u.completion_tokens for u in usages),
+    return msgspec.structs.replace(
+        summed(request_id, failed[0] if failed else usages[-1].outcome, usages),
         queue_ns=max(u.queue_ns for u in usages),
         prefill_ns=max(u.prefill_ns for u in usages),
         decode_ns=max(u.decode_ns for u in usages),
-        compute_ns=sum(u.compute_ns for u in usages),
-        kv_byte_ms=sum(u.kv_byte_ms for u in usages),
-        adapter_byte_ms=sum(u.adapter_byte_ms for u in usages),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 import pytest
 
+from stoa.bench.gateway import free_port
 from stoa.demo import ADAPTERS_DIR, BASE_DIR
 from stoa.demo.tasks import TASKS, expected, sample_inputs
 from stoa.engine import Engine
@@ -30,9 +30,7 @@ TOKENIZER = Tokenizer(BASE_DIR)
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("home")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "stoa.cli", "serve", "--port", str(port), "--home", str(home)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None

@@ -97,7 +97,15 @@ def router(report: dict[str, Any]) -> str:
 
 
 def coldstart(*reports: dict[str, Any]) -> str:
-    return "\n\n".join(f"```\n{report['text']}\n```" for report in reports)
+    rows = [
+        (
+            report["model"]["name"], row["start"], f"{report['floor']['floor_s']:.2f}", f"{row['whole_s']:.2f}",
+            f"{row['times_floor']:.2f}",
+        )
+        for report in reports
+        for row in report["rows"]
+    ]  # fmt: skip
+    return table(("model", "start", "floor, s", "first token after, s", "times the floor"), rows)
 
 
 BLOCKS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {

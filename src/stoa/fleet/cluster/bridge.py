@@ -23,6 +23,7 @@ from stoa.fleet.reports import ClusterUnreachable, FleetState, Trouble
 
 _LENGTH = struct.Struct("<I")
 _PROBE_S = 5.0
+_TRIES = 3  # of a client's connection, whose server at the head does not always come up; Ray waits 30 s for it
 _ANSWER_S = 8.0  # of the controller's actor; it may be starting again
 MOST_BYTES = 64 << 20
 
@@ -101,13 +102,18 @@ def connect(address: str) -> None:
     except ImportError:
         raise ClusterUnreachable("Ray is not installed here: pip install 'stoa[cluster]'") from None
     probe(address)
-    try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises what its many parts raise, and not always what is the matter
-        raise ClusterUnreachable(
-            f"the Ray cluster at {address} cannot be joined: {_short(error)}. If it wants a token, set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
-        ) from None
+    for left in range(_TRIES if address.startswith("ray://") else 1, 0, -1):
+        try:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray raises what its many parts raise, and not always what is the matter
+            if left > 1 and "Initialization failure" in str(error):  # the server that Ray starts for each client
+                ray.shutdown()
+                continue
+            raise ClusterUnreachable(
+                f"the Ray cluster at {address} cannot be joined: {_short(error)}. If it wants a token, set "
+                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
+            ) from None
 
 
 def controller(plan: Plan) -> Any:
@@ -162,7 +168,9 @@ def serve(address: str, stdin: IO[bytes], stdout: IO[bytes]) -> None:
 
 
 def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:500] if str(error).strip() else repr(error)
+    """Its first line, and the last one of a traceback that it quotes."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return (lines[0] if "Traceback" not in str(error) else f"{lines[0]} {lines[-1]}")[:500]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ class RayControls:
         address: str,
         plan: Plan,
         *,
-        connect_s: float = 90.0,
+        connect_s: float = 120.0,
         answer_s: float = 10.0,
         retry_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,

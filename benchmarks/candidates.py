@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from stoa.fleet.policies.autoscaler import Elastic
 from stoa.fleet.policies.facts import Autoscaler
@@ -29,6 +29,7 @@ class Candidate:
     grid: dict[str, Sequence[Any]]
     start: dict[str, Any]
     spot: bool = False
+    order: Literal["deadline", "arrival"] = "arrival"  # in which engines take waiting requests
 
 
 SCALERS: dict[str, Candidate] = {  # how many, without where; bounds are added below
@@ -104,7 +105,8 @@ def candidates(factor: float) -> dict[str, Candidate]:
         made["spothedge" if name == "rate" else f"spothedge-{name}"] = Candidate(
             _placed(c.make, SpotHedge, "extra"), grid, {**c.start, "extra": 2}, spot=True
         )
-    return made | _ours()
+    ordered = ("hpa", "sageserve", "spothedge", "spothedge-hpa")  # the best of them, with engines like ours
+    return made | {f"{name}-deadline": replace(made[name], order="deadline") for name in ordered} | _ours()
 
 
 def _placed(make: Callable[..., Any], placement: Callable[..., Any], *own: str) -> Callable[..., Any]:
@@ -116,4 +118,10 @@ def _placed(make: Callable[..., Any], placement: Callable[..., Any], *own: str) 
 
 
 def _ours() -> dict[str, Candidate]:
-    return {"ours": Candidate(Elastic, {}, {}), "ours-spot": Candidate(Elastic, {}, {}, spot=True)}
+    ours = Candidate(Elastic, {}, {})
+    return {
+        "ours": replace(ours, order="deadline"),
+        "ours-arrival": ours,
+        "ours-spot": replace(ours, order="deadline", spot=True),
+        "ours-spot-arrival": replace(ours, spot=True),
+    }

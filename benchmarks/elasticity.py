@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from candidates import Candidate, candidates
 
-from stoa.fleet.policies.facts import Autoscaler, Bounds, Slo
+from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.fleet.policies.profile import Profile
 from stoa.simulator import Options, Requests, Result, Zone, load_requests, read_spot, scale_rate, simulate
 from stoa.simulator.baselines import Both, OnDemand, StaticPeak
@@ -93,19 +93,19 @@ class World:
 
 
 def run(
-    scaler: Autoscaler[Any], world: World, requests: Requests, *, seed: int, spot: bool, day: int
+    c: Candidate, params: dict[str, Any], world: World, requests: Requests, *, seed: int, day: int
 ) -> Result:
     """Day 0 is measured from its second hour; day 1 after the whole of day 0."""
     return simulate(
         [requests],
-        world.zones(seed, spot),
+        world.zones(seed, c.spot),
         PROFILE,
-        scaler,
+        c.make(**params),
         slo=SLO,
         bounds=Bounds(min_replicas=1),
         seed=seed,
         until_s=(day + 1) * DAY_S,
-        options=Options(measure_from_s=DAY_S if day else 3600.0, notice_s=world.notice_s),
+        options=Options(measure_from_s=DAY_S if day else 3600.0, notice_s=world.notice_s, order=c.order),
     )
 
 
@@ -120,7 +120,7 @@ def tune(
     def rank(params: dict[str, Any]) -> tuple[float, float]:
         key = tuple(params.items())
         if key not in seen:
-            result = run(c.make(**params), world, requests, seed=0, spot=c.spot, day=0)
+            result = run(c, params, world, requests, seed=0, day=0)
             seen[key] = (max(0.0, SLO.attainment - result.attainment), result.cost_usd)
             log(f"    {params} {result.attainment:.4f} {result.cost_usd:.0f} USD")
         return seen[key]
@@ -172,7 +172,7 @@ def _static(count: int, world: World, requests: Requests, seed: int, day: int) -
     part, end_s = _cut(requests, begin_s, (day + 1) * DAY_S), (day + 1) * DAY_S - begin_s
     return simulate(
         [part], world.zones(seed, False), PROFILE, Both(StaticPeak(count), OnDemand()),
-        slo=SLO, seed=seed, until_s=end_s, options=Options(measure_from_s=3600.0),
+        slo=SLO, seed=seed, until_s=end_s, options=Options(measure_from_s=3600.0, order="arrival"),
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def optimum(world: World, requests: Requests, *, seed: int, spot: bool, day: int
 
 def clairvoyant(world: World, requests: Requests, *, seed: int, day: int) -> Result:
     """The cheapest run found that keeps the target by following a plan made in advance, on demand: an upper bound on what
-    the best policy could cost, as `optimum` is a lower one."""
+    the best policy could cost, as `optimum` is a lower one. Engines take by deadline."""
     begin_s = max(0.0, day * DAY_S - 3600.0)
     part = _cut(requests, begin_s, (day + 1) * DAY_S)
     end_s = (day + 1) * DAY_S - begin_s
@@ -205,7 +205,7 @@ def clairvoyant(world: World, requests: Requests, *, seed: int, day: int) -> Res
     plan = in_order_plan(known, late_allowed=(1 - SLO.attainment) * len(part), tries=4)
     zones, found = world.zones(seed, False), []
     for headroom, spare, hold_s in itertools.product(
-        (0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.5, 1.0, 2.0), (0.0, 60.0)
+        (-0.1, 0.0, 0.1, 0.2, 0.3, 0.4), (0.0, 0.5, 1.0, 2.0), (0.0, 60.0)
     ):
         scaler = Clairvoyant(plan.replicas, plan.bin_s, world.startup_s, headroom, spare, hold_s)
         found.append(
@@ -249,7 +249,7 @@ def measure(
         requests = world.requests(seed)
         for name, params in chosen.items():
             c = every[name]
-            found = facts(run(c.make(**params), world, requests, seed=seed, spot=c.spot, day=1))
+            found = facts(run(c, params, world, requests, seed=seed, day=1))
             table[name].append(found)
             log(f"  seed {seed} {name} {found}")
         count, result = static_peak(world, requests, seed=seed, day=1)
@@ -286,6 +286,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jitter", type=float, default=World.jitter_s)
     parser.add_argument("--inverted", action="store_true", help="read the spot traces the other way round")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--plans", type=int, default=1, help="seeds with a clairvoyant plan that is run")
     parser.add_argument("--runs", type=int, default=50, help="simulations to tune each candidate")
     parser.add_argument("--only", default="", help="names of candidates, by commas")
@@ -332,7 +333,13 @@ def main() -> None:
         log(f"{name}: {chosen[name]}")
         args.out.with_suffix(".params.json").write_text(json.dumps({"params": chosen}, indent=1) + "\n")
     del requests
-    table = measure(world, {n: chosen[n] for n in names}, range(1, args.seeds + 1), args.plans, log)
+    table = measure(
+        world,
+        {n: chosen[n] for n in names},
+        range(args.first_seed, args.first_seed + args.seeds),
+        args.plans,
+        log,
+    )
     mean = means(table)
     out = {**_about(args), "params": chosen, "mean": mean, "seeds": table}
     args.out.write_text(json.dumps(out, indent=1) + "\n")

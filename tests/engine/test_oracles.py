@@ -28,7 +28,7 @@ def work_of(engine: Engine, name: str, tokens: list[int], project: str) -> tuple
 def test_a_cached_prompt_is_no_less_work_for_another_project() -> None:
     """The owner's second question finds its prefix; another project's takes what a prompt takes that nobody has
     ever sent. Time follows work: kernels do the same for every row."""
-    engine = make_engine(model_folder("llama"), max_batch_tokens=16)
+    engine = make_engine(model_folder("llama"), max_batch_tokens=16, fairness="off")
     first = work_of(engine, "first", SECRET, "owner")
     guess = work_of(engine, "guess", SECRET, "spy")
     fresh = work_of(engine, "fresh", [20, *SECRET[1:]], "spy")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stoa.engine.config import EngineConfig
-from stoa.engine.request import GenerationRequest
+from stoa.engine.request import AdapterRef, GenerationRequest
 from stoa.errors import UnsupportedModel
 from stoa.fleet.backends.local import LocalBackend
 from stoa.fleet.controller import Controller, Pace
@@ -63,7 +63,7 @@ class World:
         self.fleet = Fleet(hold_s=20.0)
         self.fleet.holds = True
         self.membership = Membership(
-            self.fleet, NearControls(self.controller), gateway="g", slots=64, period_s=0.1
+            self.fleet, NearControls(self.controller), gateway="g", slots=64, period_s=0.1, learn_s=0.1
         )
 
     def pid(self, replica_id: str) -> int:
@@ -143,6 +143,24 @@ async def test_a_replica_that_hangs_is_replaced() -> None:
                 await asyncio.sleep(0.05)
         stuck.cancel()
         await asyncio.gather(stuck, return_exceptions=True)
+
+
+async def test_a_hot_adapter_comes_to_all_replicas() -> None:
+    """While requests ask for it; each engine is told by itself."""
+    async with world(2) as w:
+        replicas = await w.until_ready(2)
+        for i in range(20):
+            request = GenerationRequest(
+                id=str(i), prompt_token_ids=[1, 0], adapter=AdapterRef(id="hot", path="nowhere")
+            )
+            assert [e async for events in w.fleet.generate(request) for e in events]
+
+        async def holds(replica: str) -> bool:
+            return "hot" in (await w.fleet.members[replica].replica.stats()).held_adapters
+
+        async with asyncio.timeout(10):
+            while not all([await holds(replica) for replica in replicas]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 async def test_a_model_that_cannot_start_ends_held_requests() -> None:

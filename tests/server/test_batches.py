@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from openai import BadRequestError, ConflictError, NotFoundError
 from openai.types import Batch
 
 from stoa.engine.tokenizer import Tokenizer
-from stoa.errors import QuotaExceeded
+from stoa.errors import DatabaseUnavailable, QuotaExceeded
 from stoa.server.openapi import OPERATIONS
 from stoa.storage.database import Database
 from tests.server.fakes import FakeReplica
 from tests.server.house import House, Tenant, open_house
+from tests.server.test_probes import samples
 
 CHAT = "/v1/chat/completions"
 
@@ -185,10 +187,7 @@ class TestOfficialClient:
         house.replica.hang_after = 0
         batch = await send(house.red, [chat("a"), chat("b")])
         async with house.running():
-            async with asyncio.timeout(30):
-                while len(house.replica.requests) < 2:
-                    house.clock.pass_s(0.1)
-                    await asyncio.sleep(0.01)
+            await sent(house, 2)
             assert (await house.red.client.batches.cancel(batch.id)).status == "cancelling"
             done = await ended(house, house.red, batch)
         assert done.status == "cancelled"
@@ -227,3 +226,75 @@ def test_all_of_it_is_described(house: House) -> None:
     own = {r.path for r in house.app.routes if r.path.startswith(("/v1/files", "/v1/batches"))}  # type: ignore[attr-defined]
     assert len(own) == 6
     assert own <= described
+
+
+class TestMetrics:
+    """What `/metrics` tells of batches."""
+
+    async def test_batches_and_lines_are_counted(self, house: House) -> None:
+        """Batches of all projects by status; lines as they are sent, and by what they came to. No project is named."""
+        async with scraped(house) as http:
+            before = await of_batches(http)
+            assert set(before.values()) == {0}
+            assert len(before) == 8 + 3 + 1
+            async with house.running():
+                await ended(house, house.red, await send(house.red, [chat("a"), chat("bad", temperature=9)]))
+                await ended(house, house.blue, await send(house.blue, [chat("b")]))
+                house.replica.hang_after = 0
+                batch = await send(house.blue, [chat("c"), chat("d"), chat("e")])
+                await sent(house, 2 + 3)
+                during = await of_batches(http)
+                await house.blue.client.batches.cancel(batch.id)
+                await ended(house, house.blue, batch)
+            after = await of_batches(http)
+        assert positive(during) == {
+            "stoa:batches{status=completed}": 2,
+            "stoa:batches{status=in_progress}": 1,
+            "stoa:batch_lines_total{outcome=completed}": 2,
+            "stoa:batch_lines_total{outcome=failed}": 1,
+            "stoa:batch_lines_in_flight": 3,
+        }
+        assert positive(after) == {
+            "stoa:batches{status=completed}": 2,
+            "stoa:batches{status=cancelled}": 1,
+            "stoa:batch_lines_total{outcome=completed}": 2,
+            "stoa:batch_lines_total{outcome=failed}": 1,
+            "stoa:batch_lines_total{outcome=not_run}": 3,
+        }
+
+    async def test_a_scrape_does_not_fail_with_the_database(self, house: House) -> None:
+        """Only what is asked of it is missing."""
+
+        @asynccontextmanager
+        async def read(scope: Any = None) -> AsyncIterator[Any]:
+            raise DatabaseUnavailable("down")
+            yield
+
+        house.database.read = read  # type: ignore[method-assign]
+        async with scraped(house) as http:
+            found = await of_batches(http)
+        assert not any(name.startswith("stoa:batches") for name in found)
+        assert found["stoa:batch_lines_in_flight"] == 0
+
+
+@asynccontextmanager
+async def scraped(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=house.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://stoa") as http:
+        yield http
+
+
+async def of_batches(http: httpx.AsyncClient) -> dict[str, float]:
+    return {name: value for name, value in (await samples(http)).items() if name.startswith("stoa:batch")}
+
+
+def positive(found: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if value}
+
+
+async def sent(house: House, requests: int) -> None:
+    """Until the engine has had so many."""
+    async with asyncio.timeout(30):
+        while len(house.replica.requests) < requests:
+            house.clock.pass_s(0.1)
+            await asyncio.sleep(0.01)

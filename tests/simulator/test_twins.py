@@ -37,6 +37,8 @@ class Case:
     longest: tuple[int, int]  # prompt, output
     projects: bool
     adapters_each: int
+    by_deadline: bool
+    ttft_s: float
 
     def profile(self) -> Profile:
         # No two sums of these are equal by chance: ties between an arrival and a step would be settled by rounding.
@@ -53,11 +55,12 @@ class Case:
         limit = 0 if self.together or self.adapters_each else self.queue_limit
         return Setup(
             self.profile(),
-            1.0,
+            self.ttft_s,
             seed=self.seed,
             room=SLOTS,
             queue_limit=limit,
             adapters_each=self.adapters_each,
+            by_deadline=self.by_deadline,
         )
 
     def requests(self, n: int) -> Requests:
@@ -86,6 +89,8 @@ CASES = st.builds(
     longest=st.sampled_from([(30, 3), (30, 150), (300, 3), (300, 150)]),
     projects=st.booleans(),
     adapters_each=st.sampled_from([0, 1, 3]),
+    by_deadline=st.booleans(),
+    ttft_s=st.sampled_from([0.05, 1.0]),
 )
 
 

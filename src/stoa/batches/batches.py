@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from stoa.batches.batch import Batch, batch_of, enter
 from stoa.batches.tables import BatchRow
+from stoa.batches.work import Work
 from stoa.errors import Conflict, InvalidRequest, NotFound
 from stoa.storage.database import Database
 from stoa.storage.files import Files
-from stoa.storage.scope import Scope
+from stoa.storage.scope import EVERY_PROJECT, Scope
 from stoa.tenancy.pages import NEWEST, Cut, Page, page
 from stoa.tenancy.principal import Principal
 
@@ -29,12 +30,14 @@ _MOST_WINDOW_S = 7 * 86400
 
 @dataclass(frozen=True)
 class Batches:
-    """`news` is set when there is something for a runner of this process to see. `clock`: Unix time."""
+    """`news` is set when there is something for a runner of this process to see; `work` is what that one does. `clock`:
+    Unix time."""
 
     database: Database
     files: Files
     clock: Callable[[], float] = time.time
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    work: Work = field(default_factory=Work)
 
     async def create(
         self,
@@ -82,6 +85,12 @@ class Batches:
         """Raises InvalidRequest, DatabaseUnavailable."""
         async with self.database.read(Scope(project_id)) as session:
             return await page(session, select(BatchRow), batch_of, cut)
+
+    async def counts(self) -> dict[str, int]:
+        """Batches of all projects by status; for operators. Raises DatabaseUnavailable."""
+        query = select(BatchRow.status, func.count()).group_by(BatchRow.status)
+        async with self.database.read(EVERY_PROJECT) as session:
+            return dict((await session.execute(query)).all())
 
     async def cancel(self, project_id: str, batch_id: str) -> Batch:
         """It stops within seconds. Raises NotFound, Conflict if it has ended or is about to, DatabaseUnavailable."""

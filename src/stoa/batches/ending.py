@@ -18,7 +18,9 @@ from stoa.batches.lease import Lease, Leases
 from stoa.batches.lines import cut, read_line
 from stoa.batches.results import CANCELLED, EXPIRED, not_run
 from stoa.batches.tables import BatchRow, ResultRow
+from stoa.batches.work import Work
 from stoa.errors import NotFound
+from stoa.storage.carrying import carried_through
 from stoa.storage.database import Database
 from stoa.storage.files import Files
 from stoa.storage.scope import Scope
@@ -33,7 +35,7 @@ async def done_lines(database: Database, batch: Batch) -> set[int]:
         return set(await session.scalars(query))
 
 
-async def end(batch: Batch, lease: Lease, leases: Leases, files: Files) -> None:
+async def end(batch: Batch, lease: Lease, leases: Leases, files: Files, work: Work) -> None:
     """Of one that is finalizing or cancelling. Raises LeaseLost, DatabaseUnavailable, StorageUnavailable."""
     missing = batch.total - batch.completed - batch.failed
     output = error = None
@@ -49,7 +51,11 @@ async def end(batch: Batch, lease: Lease, leases: Leases, files: Files) -> None:
         row.held_until = 0
         await session.execute(delete(ResultRow).where(ResultRow.batch_id == batch.id))
 
-    await leases.write(lease, last)
+    async def finish() -> None:
+        await leases.write(lease, last)
+        work.not_run += missing
+
+    await carried_through(finish())
 
 
 def _last(batch: Batch, missing: int) -> Status:

@@ -16,7 +16,8 @@ from stoa.batches.lines import Line, cut, read_line
 from stoa.batches.pace import Pace, Progress, pace
 from stoa.batches.results import Result, result_of
 from stoa.batches.sender import Again, Answer, Asked, Sender, again, refused
-from stoa.batches.throttle import MOST, Throttle
+from stoa.batches.throttle import MOST
+from stoa.batches.work import Work
 from stoa.engine.request import ServiceClass
 from stoa.errors import NotFound, StoaError
 from stoa.storage.files import Files, StoredFile
@@ -34,7 +35,7 @@ class Equipment:
     files: Files
     sender: Sender
     delegates: Delegates
-    throttle: Throttle
+    work: Work
     clock: Callable[[], float] = time.time
     tick_s: float = 0.25
 
@@ -111,7 +112,7 @@ class Feed:
                 try:
                     async with asyncio.timeout(_PATIENCE * self._tools.tick_s):
                         urgent = len(self._sent_as("interactive")) < now.least
-                        await self._tools.throttle.enter(beyond=urgent)
+                        await self._tools.work.throttle.enter(beyond=urgent)
                     return now.service_class
                 except TimeoutError:
                     continue
@@ -160,7 +161,7 @@ class Feed:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         del self._sending[task]
-        self._tools.throttle.leave()
+        self._tools.work.throttle.leave()
         self._changed.set()
 
     async def _answer(self, line: Line, request_id: str, service: ServiceClass) -> Answer:
@@ -176,7 +177,7 @@ class Feed:
     def _wait(self, verdict: Again) -> None:
         now = self._tools.clock()
         if verdict.full == "engine":
-            self._tools.throttle.back_off()
+            self._tools.work.throttle.back_off()
         elif now >= self._resume_at:  # once for all that were refused together
             self._width = max(1.0, min(self._width, len(self._sending)) / 2)
         self._resume_at = max(self._resume_at, now + verdict.after_s)

@@ -41,10 +41,8 @@ class BatchRun:
                 elif batch.status == "in_progress":
                     await self._work(batch)
                 else:
-                    files = self._tools.files
-                    await carried_through(
-                        self._while_held(end(batch, self._lease, self._leases, files), batch)
-                    )
+                    ending = end(batch, self._lease, self._leases, self._tools.files, self._tools.work)
+                    await carried_through(self._while_held(ending, batch))
         except StoaError:
             await self._leave(at_once=False)
             raise
@@ -122,6 +120,7 @@ class BatchRun:
     async def _write_down(self) -> str:
         assert self._feed is not None
         results = list(self._feed.results)
+        failed = sum(result.failed for result in results)
         lease = self._lease
 
         async def add(session: AsyncSession, row: BatchRow) -> str:
@@ -136,7 +135,6 @@ class BatchRun:
                 for result in results
             ]
             await session.execute(insert(ResultRow), rows)
-            failed = sum(result.failed for result in results)
             row.failed += failed
             row.completed += len(results) - failed
             row.input_tokens += sum(r.tokens.input for r in results)
@@ -146,6 +144,8 @@ class BatchRun:
 
         status = await self._leases.write(lease, add)
         del self._feed.results[: len(results)]
+        self._tools.work.failed += failed
+        self._tools.work.completed += len(results) - failed
         return status
 
     # -- meanwhile

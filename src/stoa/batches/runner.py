@@ -13,7 +13,7 @@ from stoa.batches.feed import Equipment
 from stoa.batches.lease import Lease, LeaseLost, Leases
 from stoa.batches.run import BatchRun
 from stoa.batches.sender import Sender
-from stoa.batches.throttle import Throttle, lateness
+from stoa.batches.throttle import lateness
 from stoa.engine.stats import EngineStats
 from stoa.errors import StoaError
 from stoa.tenancy.delegates import Delegates
@@ -40,13 +40,13 @@ class BatchRunner:
     ) -> None:
         """`stats`: of the engine, or of all of them together. `late`: watches the event loop for so many seconds."""
         self._batches, self._stats, self._look_s, self._late = batches, stats, look_s, late
-        self.throttle = Throttle()
+        self.throttle = batches.work.throttle
         self._leases = Leases(batches.database, batches.clock, lease_s)
         self._tools = Equipment(
             files=batches.files,
             sender=sender,
             delegates=delegates or Delegates(batches.database, clock=batches.clock),
-            throttle=self.throttle,
+            work=batches.work,
             clock=batches.clock,
             tick_s=tick_s,
         )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stoa.fleet.cluster.plan import OfferPlan, Plan
 
 _GIB = 1 << 30
-_LOAD_S = 10.0  # until a profile says better
+_LOAD_S, _ADAPTER_LOAD_S = 10.0, 0.05  # until a profile says better
 
 
 class ServedFleet(Protocol):
@@ -209,6 +209,7 @@ def read_profile(settings: Settings) -> Profile:
             max_num_seqs=settings.max_num_seqs,
             max_batch_tokens=settings.max_batch_tokens,
             load_s=_LOAD_S,
+            adapter_load_s=_ADAPTER_LOAD_S,
         )
     try:
         return msgspec.json.decode(Path(settings.profile).read_bytes(), type=Profile)

@@ -261,6 +261,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         max_lora_rank=settings.max_lora_rank,
         fairness=settings.fairness,
         step_target_ms=settings.step_target_ms,
+        ttft_target_ms=settings.slo_ttft_ms,
         isa=settings.isa or None,
         weights_cache=str(settings.home_path / "cache" / "weights") if settings.weights_cache else "",
     )

@@ -33,5 +33,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     speculation: bool = True  # prompt lookup, where it pays; changes no token
     fairness: Fairness = "cost"  # what projects' shares are counted in; off: first come, first served
     step_target_ms: float = 0.0  # steps shared with projects beyond their share; 0: three times an empty one
+    ttft_target_ms: float = 0.0  # of first tokens: who can meet it goes before who can't; 0: as they come
     isa: str | None = None  # force a lower instruction set path
     weights_cache: str = ""  # folder where packed weights are kept for the next start; "": nowhere

@@ -87,6 +87,7 @@ class Engine:
             shares=FairShares(enabled=config.fairness != "off"),
             count_tokens=config.fairness == "tokens",
             step_target_s=config.step_target_ms / 1000,
+            ttft_target_s=config.ttft_target_ms / 1000,
         )
         self.books = Bookkeeper(self.accounts, self.scheduler)
         self.speculator = Speculator(self.max_model_len, self.scheduler.times, cost.head)

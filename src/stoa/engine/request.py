@@ -76,6 +76,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate
     # Begun elsewhere: of each choice the tokens that it has had there, None if it has ended. The engine goes on behind
     # them with the tokens that would have come there, if `params.seed` is set and its kernels are the same.
     so_far: list[list[int] | None] = []
+    waited_s: float = 0.0  # since its arrival at the service, before it came here
     source: bytes = b""  # JSON of the conversation, for remotes that render prompts; no engine gets it
 
 

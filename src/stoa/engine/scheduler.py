@@ -1,7 +1,9 @@
 """What runs in the next step, and who gives way when memory is short.
 
-Service class goes first, then fairness among the projects of a class (`fairness.py`), then arrival. A step is filled
-in this order:
+Service class goes first, then fairness among the projects of a class (`fairness.py`); of a project's requests those
+whose first token can still be in time (`ttft_target_s`), then the late ones, each by arrival. So when more comes than
+can be served, only what is too much is late, and not all that comes behind it. Nobody is set aside for more than
+two minutes. A step is filled in this order:
 
     1. interactive, projects within their share: rows of sequences that decode, then prompts in chunks, then new ones
     2. interactive, projects beyond their share: the same, as far as the step stays short (`step_target_s`)
@@ -37,6 +39,7 @@ _AUTO_TARGET = 3.0  # steps shared with projects beyond their share take so many
 _LEAST_WORK = 16.0  # but no less than so many rows
 _OUTPUT_TOKEN = 2.0  # what VTC counts an output token as, in prompt tokens
 _EXPECTED_S = 10.0  # the next interactive request may come so long after the last
+_LATE_MOST_S = 120.0  # who has waited longer goes before those in time
 _INTERACTIVE, _BATCH = 0, 1  # ranks of classes, the first of a priority
 
 
@@ -55,8 +58,10 @@ class Scheduler:
         shares: FairShares,
         count_tokens: bool = False,
         step_target_s: float = 0.0,
+        ttft_target_s: float = 0.0,
     ) -> None:
-        """`count_tokens`: shares are counted in tokens, not in what they cost."""
+        """`count_tokens`: shares are counted in tokens, not in what they cost. `ttft_target_s`: 0: requests come by
+        arrival."""
         self.blocks = blocks
         self.adapters = adapters
         self.max_num_seqs = max_num_seqs
@@ -67,6 +72,7 @@ class Scheduler:
         self._batch_shares = FairShares(shares.enabled, shares.clock)  # batches cost no interactive share
         self.count_tokens = count_tokens
         self.step_target_s = step_target_s
+        self.ttft_target_s = ttft_target_s
         self.times = StepTime()
         self.waiting: list[Sequence] = []  # by priority
         self.running: list[Sequence] = []  # by priority
@@ -77,13 +83,15 @@ class Scheduler:
         self.letting_go: Callable[[Sequence], None] = lambda seq: None  # told before memory is given back
         self._over: frozenset[str] = frozenset()
         self._interactive_s = -math.inf  # when there was an interactive sequence last
-        self._per_work_s = 0.0
+        self._fixed_s = self._per_work_s = 0.0  # of a step, and of work in it
 
     def add(self, seq: Sequence) -> None:
         if seq.request.adapter is not None:
             self.adapters.prefetch(seq.request.adapter)
         self.shares_of(seq).arrive(seq.project, seq.request.weight)
         self.shares_of(seq).wait(seq.project)
+        if self.ttft_target_s and seq.priority[0] == _INTERACTIVE:
+            seq.due_s = self.shares.clock() - seq.request.waited_s + self.ttft_target_s
         bisect.insort(self.waiting, seq, key=_priority)
 
     def remove(self, seq: Sequence) -> None:
@@ -102,10 +110,10 @@ class Scheduler:
         plan = StepPlan()
         preemptions = self.preemptions
         self._over = self.shares.over()
-        fixed_s, self._per_work_s = self.times.fit()
+        self._fixed_s, self._per_work_s = self.times.fit()
         admitting = True
         for group in Group:
-            plan.most_work = self._most_work(fixed_s) if self._keeps_short(group) else math.inf
+            plan.most_work = self._most_work() if self._keeps_short(group) else math.inf
             mine = [s for s in self.running if self._group(s) is group]
             for part in ([s for s in mine if s.todo == 1], [s for s in mine if s.todo > 1]):
                 for seq in self._in_turn(part, group):
@@ -149,6 +157,19 @@ class Scheduler:
             return Group.BATCH
         return Group.OVER if seq.project in self._over else Group.WITHIN
 
+    def _late_last(self, seqs: list[Sequence]) -> list[Sequence]:
+        """Behind the others those that are due before steps filled by others could have computed them."""
+        now_s = self.shares.clock()
+        step_s = self._fixed_s + self._per_work_s * self.max_batch_tokens
+        room = max(1, self.max_batch_tokens - len(self.running))
+
+        def is_late(seq: Sequence) -> bool:
+            waited_s = now_s - seq.due_s + self.ttft_target_s
+            first_in_s = math.ceil(seq.todo / room) * step_s
+            return now_s + first_in_s > seq.due_s and waited_s <= _LATE_MOST_S and not seq.num_output
+
+        return sorted(seqs, key=is_late)
+
     def _in_turn(self, seqs: list[Sequence], group: Group) -> Iterator[Sequence]:
         shares = self._batch_shares if group is Group.BATCH else self.shares
         return shares.order(seqs, self._next_cost)
@@ -162,8 +183,9 @@ class Scheduler:
             self._interactive_s = self.shares.clock()
         return self.shares.clock() - self._interactive_s < _EXPECTED_S
 
-    def _most_work(self, fixed_s: float) -> float:
+    def _most_work(self) -> float:
         """Of a short step."""
+        fixed_s = self._fixed_s
         target_s = max(self.step_target_s, _AUTO_TARGET * fixed_s)
         return max(_LEAST_WORK, (target_s - fixed_s) / self._per_work_s) if self._per_work_s else math.inf
 
@@ -224,7 +246,7 @@ class Scheduler:
         # Those who come later may hold all places of a step; those before them then wait for no end of theirs.
         before = sum(group is Group.BATCH or s.priority[0] == _INTERACTIVE for s in self.running)
         slots = (2 if group is Group.WITHIN else 1) * self.max_num_seqs - before
-        for seq in self._in_turn(mine, group):
+        for seq in self._in_turn(self._late_last(mine), group):
             rows = self._room(seq, plan)
             if slots <= 0 or rows <= 0:
                 break

@@ -10,7 +10,6 @@ There is no prefill phase and no decode phase: each step computes some of `todo`
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +76,7 @@ class Sequence:
         self.lookup: PromptLookup | None = None
         self.pinned = False  # holds a pin on its adapter
         self.done = False
-        self.arrived_s = time.monotonic()
+        self.due_s = math.inf  # when its first token should be there, by the scheduler's clock
         self.pooled: NDArray[np.float64] | None = None  # running sum of hidden states, when embedding
         salt = chain_salt(request.project, request.adapter.id if request.adapter else None)
         self._chain: list[bytes] = [salt]

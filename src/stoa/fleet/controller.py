@@ -46,7 +46,6 @@ class Pace:
     stall_s: float = 60.0  # without progress that any gateway sees
     cut_s: float = 10.0  # without a link from any gateway, when its backend does not reach a replica either
     drain_s: float = 300.0  # for requests to move or end
-    steady_s: float = 30.0  # a replica that has lived so long had started well
 
 
 class Controller:
@@ -225,12 +224,12 @@ class Controller:
         log.warning("a replica has gone", replica=life.id, phase=life.phase, zone=life.offer.zone)
         if life.offer.market == "spot" and life.ends_s == math.inf:
             self._offers.preempted(life.offer, now_s)
-        elif life.ends_s == math.inf and not now_s - life.ready_s > self.pace.steady_s:
-            self._starts.fail(now_s, Trouble("EngineUnavailable", "the engine ended soon after its start"))
+        elif life.on_its_way and life.ends_s == math.inf:
+            self._starts.fail(now_s, Trouble("EngineUnavailable", "the engine ended while it started"))
 
     async def _failed(self, life: Life, trouble: Trouble, now_s: float) -> None:
         log.error("a replica failed", replica=life.id, phase=life.phase, error=trouble.message)
-        if life.on_its_way or now_s - life.ready_s < self.pace.steady_s:
+        if life.on_its_way:
             self._starts.fail(now_s, trouble)
             self._offers.refused(life.offer, now_s)
         await self._end(life)

@@ -20,7 +20,8 @@ from stoa.errors import EngineUnavailable, InvalidRequest, QueueFull, StoaError
 from stoa.fleet.books import Books, NoBooks
 from stoa.fleet.journey import Journey
 from stoa.fleet.members import Member, together
-from stoa.fleet.policies.router import Ask, Costs, Place, ReplicaLoad, View, prefix_chain, route
+from stoa.fleet.placement import Placement
+from stoa.fleet.policies.router import Ask, Costs, Place, ReplicaLoad, View, homes, prefix_chain, route
 from stoa.fleet.replica import Replica
 from stoa.fleet.tally import Tally
 from stoa.fleet.visits import Visits
@@ -49,9 +50,10 @@ class Fleet:
         self.max_queue = max_queue
         self.hold_s = hold_s
         self.visits = Visits(ttft_s, time.monotonic)
+        self._placement = Placement(time.monotonic)
         self.members: dict[str, Member] = {}
         self.holds = False  # replicas come when they are wanted: none need be there
-        self.hopeless: StoaError | None = None  # why none will come
+        self.hopeless: StoaError | None = None  # why none can start, for operators
         self.starting = 0  # replicas on their way
         self.held = 0  # requests that wait for one
         self.on_held: Callable[[], None] = lambda: None  # told when another one waits
@@ -60,6 +62,7 @@ class Fleet:
         self._rng = random.Random(secrets.randbits(64))
         self._journeys: dict[str, Journey] = {}
         self._changed = asyncio.Event()
+        self._proven = False  # an engine of ours has been ready
         self._stopping = False
         self._hurried = False
         self._ended: collections.deque[float] = collections.deque(maxlen=64)  # when requests ended lately
@@ -84,6 +87,7 @@ class Fleet:
     def changed(self) -> None:
         """Some replica has become ready, or is not any more."""
         staying = any(m.replica.ready and not m.draining for m in self.members.values())
+        self._proven = self._proven or any(m.replica.ours and m.replica.ready for m in self.members.values())
         for member in self.members.values():  # one that drains is better than none
             ready = member.replica.ready and not member.leaving
             member.load.taking = ready and not (member.draining and staying)
@@ -179,6 +183,7 @@ class Fleet:
         Raises QueueFull, and EngineUnavailable if there is no replica for it, or it ends one after the other.
         """
         self._admit(request)
+        self._placement.asked(request.adapter)
         if request.params.seed is None:  # so that it can go on elsewhere
             seeded = msgspec.structs.replace(request.params, seed=secrets.randbits(63))
             request = msgspec.structs.replace(request, params=seeded)
@@ -208,12 +213,25 @@ class Fleet:
             if stats is not None and member.load.id in self.members:
                 coming = [leg.journey.ask.adapter for leg in member.legs]
                 self._view.adapters.replace(member.load.id, [*stats.held_adapters, *filter(None, coming)])
+                self._placement.seen(member.load.id, stats)
+
+    def place_adapters(self) -> None:
+        """Has replicas read adapters that many ask for and too few hold."""
+        takers = {m.load.id: m for m in self.members.values() if m.load.taking and not m.draining}
+        ours = {replica_id for replica_id, member in takers.items() if member.replica.ours}
+        for replica_id, ref in self._placement.turn(ours, self._view.adapters.holders):
+            log.debug("reads an adapter ahead of need", replica=replica_id, adapter=ref.id)
+            takers[replica_id].replica.warm(ref)
 
     async def warm(self, ref: AdapterRef) -> None:
+        """A new adapter is read where its first request will go; other services are told of it at once."""
+        first = homes(ref.id, [m.load for m in self.members.values() if m.replica.ours])
         for member in self.members.values():
-            member.replica.warm(ref)
+            if not member.replica.ours or member.load.id in first:
+                member.replica.warm(ref)
 
     async def forget(self, adapter_id: str) -> None:
+        self._placement.forget(adapter_id)
         for member in self.members.values():
             member.replica.forget(adapter_id)
 
@@ -250,8 +268,8 @@ class Fleet:
             changed = self._changed
             if (chosen := self._choose(ask)) is not None:
                 return chosen
-            if self.hopeless is not None:
-                raise self.hopeless
+            if self._is_hopeless(ask):
+                raise EngineUnavailable("no replica can be started for this model; try again later")
             try:
                 async with asyncio.timeout(deadline_s - time.monotonic()):
                     await changed.wait()
@@ -259,6 +277,12 @@ class Fleet:
                 raise EngineUnavailable(
                     f"no replica has become ready for {self.hold_s:g} s; try again later"
                 ) from None
+
+    def _is_hopeless(self, ask: Ask) -> bool:
+        """Is it certain that no replica will take it? An engine that refuses to start, where none ever has, will refuse
+        again; machines that fail, or a model that was there before, may come back."""
+        certain = self.hopeless is not None and not isinstance(self.hopeless, EngineUnavailable)
+        return certain and not self._proven and self.members.keys() <= ask.not_at
 
     def _choose(self, ask: Ask) -> tuple[Member, Place] | None:
         index = route(ask, self._view, self._rng)
@@ -275,8 +299,11 @@ class Fleet:
             prefix = prefix_chain(request.prompt_token_ids, salt)
         return Ask(request.project, adapter, len(request.prompt_token_ids), prefix)
 
-    def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
-        """Replicas that cannot take it. Raises InvalidRequest if that is all of them and no others come."""
+    def cannot_have(
+        self, request: GenerationRequest, refused: frozenset[str] = frozenset()
+    ) -> frozenset[str]:
+        """Replicas that cannot take it. Raises InvalidRequest if that is all of them and no others come. Who has `refused`
+        it is asked again only where nobody else is and no others come."""
         why = {
             m.replica.id: found
             for m in self.members.values()
@@ -285,7 +312,8 @@ class Fleet:
         if why and len(why) == len(self.members) and not self.holds:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(why.items()))
             raise InvalidRequest(f"no replica can take this request ({reasons})")
-        return frozenset(why)
+        avoided = refused | why.keys()
+        return avoided if self.holds or not self.members.keys() <= avoided else frozenset(why)
 
     def _admit(self, request: GenerationRequest) -> None:
         if self._stopping:

@@ -38,8 +38,9 @@ _MOST_SHADOWS = 4  # of one move, before it is good enough
 class Dispatcher(Protocol):
     """Finds replicas for journeys. Implemented by `fleet.Fleet`."""
 
-    def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
-        """Ids of replicas. Raises InvalidRequest if none can take it and none will come."""
+    def cannot_have(self, request: GenerationRequest, refused: frozenset[str]) -> frozenset[str]:
+        """Ids of replicas, with those that have `refused` it, as long as there are others. Raises InvalidRequest if none can
+        take it and none will come."""
         ...
 
     async def place(self, ask: Ask) -> tuple[Member, Place]:
@@ -110,6 +111,7 @@ class Journey:
         self._legs = 0
         self._shadows = 0  # of the move under way
         self._losses = {True: 0, False: 0}  # by whether the replica was ours
+        self._refused: frozenset[str] = frozenset()  # remotes that have given it up without a token
 
     async def next_events(self) -> list[TokenEvent]:
         """What comes next; [] after the last event. Raises EngineUnavailable."""
@@ -139,10 +141,14 @@ class Journey:
 
     async def _begin(self) -> Leg:
         request = self._next_request()
-        not_at = self._dispatcher.cannot_have(request)
+        self._avoid(request)
+        return self._open(*await self._dispatcher.place(self.ask), request)
+
+    def _avoid(self, request: GenerationRequest) -> None:
+        """The router hears which replicas cannot have it."""
+        not_at = self._dispatcher.cannot_have(request, self._refused)
         if not_at != self.ask.not_at:
             self.ask = replace(self.ask, not_at=not_at)
-        return self._open(*await self._dispatcher.place(self.ask), request)
 
     def _next_request(self) -> GenerationRequest:
         """As its next leg gets it."""
@@ -155,13 +161,17 @@ class Journey:
         begun = [len(tokens or ()) for tokens in self._said]
         self._legs += 1
         self.tally.begun()
+        request = msgspec.structs.replace(request, waited_s=self._visit.waited_s())
         leg = Leg(self, member, place, request, begun)
         member.replica.open(request, leg)
         return leg
 
     async def _lost(self, leg: Leg) -> list[TokenEvent]:
+        if not leg.heard and not leg.member.replica.ours:
+            self._refused |= {leg.member.replica.id}
         if leg is self.shadow:
             self.shadow = None
+            self._avoid(leg.request)
         if leg is not self.speaker:
             return []
         if self.shadow is not None:

@@ -11,8 +11,7 @@ from stoa.fleet.reports import GatewayReport, ReplicaPlace, ReplicaUse, Trouble
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
-_LASTING_PAUSE_S = 300.0  # a model that was refused may have been repaired
-_DOUBTS = 3  # starts that fail one after the other before those who wait are told
+_DOUBTS = 3  # starts that fail one after the other before gateways are told
 
 LifePhase = Literal["pending", "starting", "ready", "draining"]
 
@@ -109,7 +108,7 @@ class Starts:
         self.failed += 1
         self.trouble = trouble
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.failed - 1, 16))
-        self._retry_s = now_s + (_LASTING_PAUSE_S if trouble.lasting else pause_s)
+        self._retry_s = now_s + pause_s  # also of a model that was refused: it may have been repaired
 
     def may_launch(self, now_s: float, on_their_way: int) -> float:
         """How many: after a failure one at a time, and none before the pause is over."""
@@ -119,7 +118,7 @@ class Starts:
 
     @property
     def hopeless(self) -> Trouble | None:
-        """What to tell those who wait."""
+        """What to tell gateways."""
         told = self.trouble is not None and (self.trouble.lasting or self.failed >= _DOUBTS)
         return self.trouble if told else None
 

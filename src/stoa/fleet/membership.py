@@ -15,12 +15,19 @@ from stoa.economics.node import Node
 from stoa.fleet.controller import Controller
 from stoa.fleet.fleet import Fleet
 from stoa.fleet.linked import DistantReplica
-from stoa.fleet.reports import ClusterUnreachable, FleetState, GatewayReport, ReplicaPlace, ReplicaUse
+from stoa.fleet.reports import (
+    ClusterUnreachable,
+    FleetState,
+    GatewayReport,
+    ReplicaPlace,
+    ReplicaUse,
+    Trouble,
+)
 
 log = structlog.get_logger("stoa.fleet")
 _HELD_S = 0.1  # between two reports while requests wait for a replica
 _LEAST_S = 0.02  # between two reports, however many wait
-_LEARN_S = 5.0  # between two questions to replicas for the adapters that they hold
+_LEARN_S = 5.0  # between two questions to replicas for the adapters that they hold, and what follows from it
 _FOR_EVER_S = 86_400.0  # the controller ends a drain, not we
 
 
@@ -69,16 +76,18 @@ class Membership:
         slots: int,
         machine: str = "",
         period_s: float = 1.0,
+        learn_s: float = _LEARN_S,
     ) -> None:
         self._fleet, self._controls = fleet, controls
         self._gateway, self._slots, self._machine = gateway, slots, machine
-        self._period_s = period_s
+        self._period_s, self._learn_s = period_s, learn_s
         self._epoch, self._version = "", 0  # carried out
         self._replicas: dict[str, DistantReplica] = {}
         self._drains: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._nudged = asyncio.Event()
         self._reachable = True
+        self._trouble: Trouble | None = None
         self._running: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -110,8 +119,9 @@ class Membership:
     async def _learn(self) -> None:
         """Until `hold_still`."""
         while True:
-            await asyncio.sleep(_LEARN_S)
+            await asyncio.sleep(self._learn_s)
             await self._fleet.learn_residency()
+            self._fleet.place_adapters()
 
     def _nudge(self) -> None:
         """A request waits: if there is no replica at all, the report about it does not."""
@@ -173,9 +183,11 @@ class Membership:
             else:
                 self._undrain(place.id)
         self._fleet.starting = sum(place.state == "starting" for place in state.replicas)
-        hopeless = state.trouble.error() if state.trouble else None
-        if (hopeless is None) != (self._fleet.hopeless is None):
-            self._fleet.hopeless = hopeless
+        if state.trouble != self._trouble:
+            self._trouble = state.trouble
+            if state.trouble is not None:
+                log.error("no replica can start", kind=state.trouble.kind, error=state.trouble.message)
+            self._fleet.hopeless = state.trouble.error() if state.trouble else None
             self._fleet.changed()
         self._epoch, self._version = state.epoch, state.version
 

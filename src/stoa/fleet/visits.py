@@ -15,13 +15,16 @@ class Visit:
     late: bool = False
     answered: bool = False
 
+    def waited_s(self) -> float:
+        return self.visits.clock() - self.arrived_s
+
     def said(self, tokens: int) -> None:
         visits = self.visits
         visits.output_tokens += tokens
         if not self.answered:
             self.answered = True
             visits.waiting.pop(self, None)
-            if not self.late and visits.clock() - self.arrived_s > visits.ttft_s:
+            if not self.late and self.waited_s() > visits.ttft_s:
                 visits.late += 1
 
     def left(self) -> None:

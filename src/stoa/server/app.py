@@ -29,7 +29,7 @@ from stoa.storage.files import Files
 def create_app(service: Service, *, files: Files | None = None, batches: Batches | None = None) -> Starlette:
     """The HTTP room of `service`, as an ASGI application. Holds no state but counters. Without `files` or `batches`
     there are no such endpoints."""
-    metrics = Metrics(service)
+    metrics = Metrics(service, batches)
     models, adapters = ModelsEndpoint(service), AdaptersEndpoint(service)
     probes, docs = ProbesEndpoint(service), DocsEndpoint(service)
     post, get = ["POST"], ["GET"]

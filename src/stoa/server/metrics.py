@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,6 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stoa.batches import Batches
+from stoa.batches.batch import Status
 from stoa.engine.stats import EngineStats
 from stoa.errors import StoaError
 from stoa.server.service import Service
@@ -45,10 +48,11 @@ _COUNTERS = (
 
 
 class Metrics:
-    """The counters of one application, in a registry of its own."""
+    """The counters of one application, in a registry of its own. `batches`: None if it has none."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, batches: Batches | None = None) -> None:
+        self._service, self._batches = service, batches
+        self._counting: asyncio.Task[dict[str, int]] | None = None
         self._registry = CollectorRegistry()
         name = service.model_id
         self.time_to_first_token = self._histogram(
@@ -84,6 +88,8 @@ class Metrics:
         if stats is not None:
             names = await self._names(stats)
             found += _engine_families(stats, self._service, names)
+        if self._batches is not None:
+            found += await self._batch_families(self._batches)
         return Response(own + generate_latest(_Once(found)), media_type=CONTENT_TYPE_LATEST)
 
     def _fleet_families(self) -> list[Metric]:
@@ -94,6 +100,35 @@ class Metrics:
         for state, count in states.items():
             replicas.add_metric([model, state], count)
         return [held, replicas]
+
+    async def _batch_families(self, batches: Batches) -> list[Metric]:
+        """Batches by status only while the database answers."""
+        model, work = self._service.model_id, batches.work
+        flying = GaugeMetricFamily("stoa:batch_lines_in_flight", "Lines sent, not answered", labels=_LABELS)
+        flying.add_metric([model], work.in_flight)
+        labels = [*_LABELS, "outcome"]
+        lines = CounterMetricFamily(
+            "stoa:batch_lines", "Lines of batches, by what they came to", labels=labels
+        )
+        for outcome in ("completed", "failed", "not_run"):
+            lines.add_metric([model, outcome], getattr(work, outcome))
+        if (counts := await self._counts(batches)) is None:
+            return [flying, lines]
+        by_status = GaugeMetricFamily("stoa:batches", "Batches, by status", labels=[*_LABELS, "status"])
+        for status in get_args(Status):
+            by_status.add_metric([model, status], counts.get(status, 0))
+        return [flying, lines, by_status]
+
+    async def _counts(self, batches: Batches) -> dict[str, int] | None:
+        """None: the database does not answer now. A statement is not cancelled, which would cost its connection; nor is
+        another begun beside it."""
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.ensure_future(batches.counts())
+        counting = self._counting
+        await asyncio.wait({counting}, timeout=_STATS_S)
+        if not counting.done() or isinstance(counting.exception(), StoaError):
+            return None
+        return counting.result()
 
     async def _names(self, stats: EngineStats) -> dict[str, str]:
         """Adapter id -> name, for people and routers. What projects call their own is nobody else's business."""

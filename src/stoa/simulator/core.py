@@ -165,6 +165,7 @@ class Setup:
     queue_limit: int = 0  # requests that a replica takes; 0: any number
     output_tokens: float = 200.0  # of a request, as the router takes it to be
     adapters_each: int = 0  # that a replica holds at once; 0: adapters do not matter
+    by_deadline: bool = True  # who can have a first token in time goes before who can't
 
     @property
     def costs(self) -> Costs:
@@ -187,7 +188,9 @@ class FastFleet:
         self._failures: list[Exception] = []
         p = setup.profile
         costs = np.array([p.fixed_s, p.prompt_row_s, p.decode_row_s, p.context_token_s])
-        limits = np.array([p.max_num_seqs, p.max_batch_tokens, p.kv_tokens, setup.queue_limit], np.int64)
+        limits = np.array(
+            [p.max_num_seqs, p.max_batch_tokens, p.kv_tokens, setup.queue_limit, setup.by_deadline], np.int64
+        )
         router = np.array([setup.costs.prompt_token_s, setup.costs.running_s, setup.costs.slot_s])
         self._fleet = self._lib.sim_new(
             costs.ctypes.data, limits.ctypes.data, router.ctypes.data,

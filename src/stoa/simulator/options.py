@@ -20,6 +20,9 @@ class Options:
     runout_s: float = (
         600.0  # after the end, so long for requests to get their first tokens, unpaid and uncounted
     )
+    order: Literal["deadline", "arrival"] = (
+        "deadline"  # of waiting requests: those in time first, or as they come
+    )
     queue_limit: int = 0  # requests a replica takes before others are held; 0: any number
     adapters_each: int = (
         64  # that a replica holds at once, if the trace has a column of adapters; 0: they do not matter

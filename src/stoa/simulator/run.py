@@ -79,6 +79,7 @@ class _World:
         setup = core.Setup(
             profile, slo.ttft_s, options.measure_from_s, seed, options.room, options.queue_limit,
             adapters_each=options.adapters_each if arrivals.has_adapters else 0,
+            by_deadline=options.order == "deadline",
         )  # fmt: skip
         fast = core.available() and not options.stepwise
         self.fleet: core.Fleet = core.FastFleet(setup) if fast else stepwise.StepwiseFleet(setup)

@@ -1,22 +1,23 @@
 """The slow twin of `core.FastFleet`: every step of every replica, one after the other, as plainly as can be said.
 
 What a step is: all sequences that decode have one row each; what is left of `max_batch_tokens` goes to prompts in
-order of coming, those that have had tokens elsewhere first, the last of them perhaps in part; a sequence is admitted
-while there is a place among `max_num_seqs` and room in memory for its tokens and one more. A sequence whose prompt
-(and tokens it has had elsewhere) is computed has its next token when that step ends. If memory is too small for the
-next step, the latest comer gives way and is computed again.
+order of coming, those that have had tokens elsewhere first, then those whose first token can still be in time, then the
+rest, the last of them perhaps in part; a sequence is admitted while there is a place among `max_num_seqs` and room in
+memory for its tokens and one more. A sequence whose prompt (and tokens it has had elsewhere) is computed has its next
+token when that step ends. If memory is too small for the next step, the latest comer gives way and is computed again.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Callable
 
 import numpy as np
 
 from stoa.fleet.policies.router import Ask, ReplicaLoad, View, route
 from stoa.simulator.core import HIST_BINS, Bin, Floats, Setup, Totals
-from stoa.simulator.stepwise_parts import RESUMED, Draws, Replica, Request, hist_bin, order_of
+from stoa.simulator.stepwise_parts import LATE_MOST_S, RESUMED, Draws, Replica, Request, hist_bin, order_of
 from stoa.simulator.traces import Requests
 
 
@@ -163,26 +164,45 @@ class StepwiseFleet:
         context = sum(r.tokens for r in decoding)
         for request in decoding:
             request.rows = 1
-        prompt_rows = self._prompt_rows(replica, self._profile.max_batch_tokens - len(decoding))
+        prompt_rows = self._prompt_rows(replica, now_s, len(decoding), context)
         replica.in_step = bool(decoding or prompt_rows)
         step_s = self._profile.step_s(prompt_rows, len(decoding), context)
         replica.step_ends_s = now_s + step_s if replica.in_step else math.inf
 
-    def _prompt_rows(self, replica: Replica, room: int) -> int:
-        """Gives `room` rows to prompts, and says how many they took."""
-        left = room
+    def _prompt_rows(self, replica: Replica, now_s: float, decoding: int, context: int) -> int:
+        """Gives the rows that are left to prompts, and says how many they took."""
+        left = room = self._profile.max_batch_tokens - decoding
+        full_step_s = self._profile.step_s(room, decoding, context)
         for request in replica.running:
             if not request.rows and left:
                 request.rows = min(left, request.tokens - request.done)
                 left -= request.rows
-        while left and replica.waiting and len(replica.running) < self._profile.max_num_seqs:
-            request = replica.waiting[0]
+        while left and len(replica.running) < self._profile.max_num_seqs:
+            line = self._next_in_line(replica, now_s, lambda prompt: (1 + (prompt - 1) // room) * full_step_s)
+            if not line:
+                break
+            request = line[0]
             if self._memory(replica) + request.tokens + 1 > self._profile.kv_tokens:
                 break
-            replica.running.append(replica.waiting.pop(0))
+            replica.running.append(line.pop(0))
             request.rows = min(left, request.tokens)
             left -= request.rows
         return room - left
+
+    def _next_in_line(
+        self, replica: Replica, now_s: float, first_in_s: Callable[[int], float]
+    ) -> list[Request]:
+        """The queue whose first comes next: those in time before the late ones, unless these have waited for too long.
+        `first_in_s`: until the first token of such a prompt, if others fill its steps up."""
+        waiting, late = replica.waiting, replica.late
+        if late and now_s > late[0].arrival_s + LATE_MOST_S:
+            return late
+        while waiting and self._setup.by_deadline and not waiting[0].emitted:
+            first = waiting[0]
+            if now_s + first_in_s(first.prompt) <= first.arrival_s + self._setup.ttft_s:
+                break
+            insort(late, waiting.pop(0), key=order_of)
+        return waiting or late
 
     def _memory(self, replica: Replica) -> int:
         """Tokens of context that the next step holds."""
@@ -223,7 +243,7 @@ class StepwiseFleet:
         left, request.left = request.left, None
         if left is not None:
             left.moving -= 1
-            if not left.moving and not left.running and not left.waiting:
+            if not left.moving and not left.running and not left.waiting and not left.late:
                 left.emptied_s = now_s
 
     def _first(self, request: Request, now_s: float) -> None:
@@ -296,8 +316,9 @@ class StepwiseFleet:
         replica = self._replicas[slot]
         reading = sorted((e[2] for e in self._reading if e[2].slot == slot), key=lambda r: r.number)
         self._reading = [entry for entry in self._reading if entry[2].slot != slot]
-        leaving = [*sorted((*replica.running, *replica.waiting), key=order_of), *reading]
-        replica.running, replica.waiting, replica.in_step, replica.step_ends_s = [], [], False, math.inf
+        leaving = [*sorted((*replica.running, *replica.waiting, *replica.late), key=order_of), *reading]
+        replica.running, replica.waiting, replica.late = [], [], []
+        replica.in_step, replica.step_ends_s = False, math.inf
         self.no_token[slot] = 0
         kept: list[Request] = []
         for request in leaving:

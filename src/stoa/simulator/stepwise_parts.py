@@ -10,6 +10,7 @@ from stoa.simulator.core import HIST_BINS, HIST_LEAST_S, HIST_MOST_S
 
 _SCALE = HIST_BINS / math.log(HIST_MOST_S / HIST_LEAST_S)
 _MASK = (1 << 64) - 1
+LATE_MOST_S = 120.0  # who waits longer goes before those in time, as in engine/scheduler.py
 RESUMED = 1 << 62  # goes off the order of those that have had tokens elsewhere: they come first
 
 
@@ -41,7 +42,10 @@ class Request:
 class Replica:
     slot: int
     emptied_s: float
-    waiting: list[Request] = field(default_factory=list)
+    waiting: list[Request] = field(default_factory=list)  # by order
+    late: list[Request] = field(
+        default_factory=list
+    )  # without a token, and too late for one in time; by order
     running: list[Request] = field(default_factory=list)
     step_ends_s: float = math.inf  # inf: idle
     in_step: bool = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,32 +26,59 @@ def test_starting_then_dear_then_idle_replicas_go_first() -> None:
     assert [r.id for r in first_to_go(replicas)] == ["new", "dear", "idle", "busy"]
 
 
+FOUR = dict.fromkeys(("r0", "r1", "r2", "r3"), 100)
+
+
+def held(**by_replica: str) -> Callable[[str], list[str]]:
+    """Who holds an adapter; `held(r0="x y")`: r0 holds x and y."""
+    return lambda adapter: [r for r, adapters in by_replica.items() if adapter in adapters.split()]
+
+
 def test_hot_adapters_get_copies_and_cold_ones_one() -> None:
     """An adapter with half of all requests is held by half of the replicas, each cold one by one."""
     rates = {"hot": 50.0, **{f"cold-{k}": 1.0 for k in range(50)}}
-    advice = {a.replica: a for a in advise(rates, {}, ["r0", "r1", "r2", "r3"], 100)}
-    copies = [name for a in advice.values() for name in a.warm]
-    assert copies.count("hot") == 2
-    assert all(copies.count(f"cold-{k}") == 1 for k in range(50))
+    copies = Counter(name for names in advise(rates, 100.0, held(), FOUR).values() for name in names)
+    assert copies == {"hot": 2, **{f"cold-{k}": 1 for k in range(50)}}
+
+
+def test_requests_without_adapter_count_as_well() -> None:
+    """Who asks for the only adapter is one in ten: it gets one copy."""
+    assert advise({"x": 1.0}, 10.0, held(r2="x"), FOUR) == {}
+    assert len(advise({"x": 1.0}, 1.0, held(r2="x"), FOUR)) == 3
+
+
+def test_copies_are_worth_so_many_requests_each() -> None:
+    """An adapter that has all requests, but few of them, is not read everywhere; a cold one not ahead of need."""
+    assert len(advise({"x": 2.5}, 2.5, held(), FOUR, least=1.0)) == 2
+    assert advise({"x": 0.5}, 0.5, held(), FOUR, least=1.0) == {}
 
 
 def test_adapters_stay_where_they_are() -> None:
-    """Where each adapter is held often enough, nothing is advised."""
-    rates = {"x": 1.0, "y": 1.0}
-    assert advise(rates, {"r0": {"x"}, "r1": {"y"}}, ["r0", "r1"], 4) == []
+    """Where each adapter is held often enough, nothing is advised; elsewhere it does not count."""
+    rates, room = {"x": 1.0, "y": 1.0}, {"r0": 4, "r1": 4}
+    assert advise(rates, 2.0, held(r0="x", r1="y"), room) == {}
+    assert advise(rates, 2.0, held(r0="x", r9="y"), room) == {"r1": ["y"]}
 
 
-def test_a_full_replica_forgets_what_is_cold_or_held_elsewhere() -> None:
-    """Beyond its slots a replica forgets the coldest first, and keeps what only it holds and somebody asks for."""
-    advice = advise({"x": 5.0, "y": 5.0}, {"r0": {"x", "old"}, "r1": {"y", "x"}}, ["r0", "r1"], 1)
-    assert {a.replica: a.forget for a in advice} == {"r0": ("old",), "r1": ("x",)}
+def test_copies_go_where_there_is_least_to_carry() -> None:
+    """A hot adapter's second copy comes to the replica whose adapters are asked for least."""
+    rates = {"hot": 50.0, "warm": 30.0, "mild": 15.0, "cold": 5.0}
+    where = held(r0="hot", r1="warm", r2="mild", r3="cold")
+    assert advise(rates, 100.0, where, FOUR) == {"r3": ["hot"], "r2": ["warm"]}
+
+
+def test_only_hot_adapters_displace_others() -> None:
+    """Full replicas are told of one that gets several copies, not of one that gets its only one."""
+    full = dict.fromkeys(FOUR, 0)
+    advice = advise({"hot": 9.0, "cold": 1.0}, 10.0, held(r0="hot"), full)
+    assert advice == {"r1": ["hot"], "r2": ["hot"], "r3": ["hot"]}
 
 
 def test_nothing_is_advised_to_nobody() -> None:
-    """Without replicas, without slots or without requests there is nothing to warm."""
-    assert advise({"x": 1.0}, {}, [], 4) == []
-    assert advise({"x": 1.0}, {}, ["r"], 0) == []
-    assert advise({}, {"r": {"x"}}, ["r"], 4) == []
+    """Without replicas or without requests there is nothing to read."""
+    assert advise({"x": 1.0}, 1.0, held(), {}) == {}
+    assert advise({}, 0.0, held(r="x"), {"r": 4}) == {}
+    assert advise({"x": 0.0}, 0.0, held(), {"r": 4}) == {}
 
 
 NAMES = st.sampled_from([f"a{k}" for k in range(12)])
@@ -57,24 +87,28 @@ NAMES = st.sampled_from([f"a{k}" for k in range(12)])
 @given(
     st.dictionaries(NAMES, st.floats(0, 100)),
     st.lists(st.frozensets(NAMES), min_size=1, max_size=5),
-    st.integers(1, 6),
+    st.floats(0, 10),
+    st.integers(0, 6),
 )
 def test_advice_is_consistent_and_settles(
-    rates: dict[str, float], held: list[frozenset[str]], slots: int
+    rates: dict[str, float], begin: list[frozenset[str]], least: float, slots: int
 ) -> None:
-    """No replica is told to warm what it holds or to forget what it lacks; whoever follows ends within its slots; and every
-    adapter asked for has a home while there is room."""
-    replicas = [f"r{k}" for k in range(len(held))]
-    holders = dict(zip(replicas, held, strict=True))
-    advice = {a.replica: a for a in advise(rates, holders, replicas, slots)}
-    after: dict[str, set[str]] = {}
-    for r in replicas:
-        warm, forget = (set(advice[r].warm), set(advice[r].forget)) if r in advice else (set(), set())
-        assert not warm & holders[r]
-        assert forget <= holders[r]
-        after[r] = (set(holders[r]) | warm) - forget
-        assert len(after[r]) <= max(slots, len(holders[r] | warm) - len(forget))
-        assert len(after[r]) <= slots
-    asked = [a for a, rate in rates.items() if rate > 0]
-    if len(asked) <= slots:
-        assert all(any(a in kept for kept in after.values()) for a in asked)
+    """Nobody is told to read what it holds, nor a cold adapter; who has followed is told nothing more; and with room every
+    adapter that is worth it has a home."""
+    holds = {f"r{k}": set(some) for k, some in enumerate(begin)}
+
+    def holders(adapter: str) -> list[str]:
+        return [r for r, some in holds.items() if adapter in some]
+
+    def told() -> dict[str, list[str]]:
+        room = {r: max(0, slots - len(some)) for r, some in holds.items()}
+        return advise(rates, sum(rates.values()), holders, room, least=least)
+
+    for replica, adapters in told().items():
+        assert len(set(adapters)) == len(adapters)
+        assert not set(adapters) & holds[replica]
+        assert all(rates[a] >= least for a in adapters)
+        holds[replica] |= set(adapters)
+    assert told() == {}
+    if slots * len(holds) >= len(rates) + sum(map(len, holds.values())):
+        assert all(holders(a) for a, rate in rates.items() if rate > 0 and rate >= least)

@@ -33,21 +33,23 @@ def test_each_rule_fares_as_if_it_had_been_followed_alone() -> None:
 def alone(rule: int, loads: list[float], steps: int) -> tuple[float, float]:
     peak, hold, long_factor, unrest_factor = rules()[:, rule]
     launched, ready, means, seen = [], 1, [], []  # launched: steps left of each replica that starts
-    waiting = cost = late = long = unrest = 0.0
+    waiting = aside = cost = late = long = unrest = 0.0
     keep = math.exp(-10.0 / rehearsal.FADE_S)
     for k, load in enumerate(loads):
         cost = cost * keep + (ready + len(launched)) * 10.0
-        after = max(0.0, waiting + (load - ready) * 10.0)
-        warm = k > steps + 1
-        late = late * keep + (100.0 if warm and (waiting + after) / 2 > 1.5 * ready else 0.0)
-        waiting = after if warm else 0.0
+        late *= keep
+        if k > steps + 1:
+            queue, room = waiting + (load - ready) * 10.0, 1.5 * ready
+            waiting, over = min(max(0.0, queue), room), max(0.0, queue - room)
+            aside = max(0.0, aside + over - max(0.0, -queue))
+            late += min(1.0, over / (load * 10.0)) * 100.0
         seen.append(load)
         means.append(sum(seen[-2:]) / len(seen[-2:]))
         long += 10.0 / min((k + 1) * 10.0, rehearsal.LONG_S) * (load - long)
         earlier = means[-1 - steps] if len(means) > steps else means[-1]
         unrest += 10.0 / min((k + 1) * 10.0, rehearsal.UNREST_S) * (abs(means[-1] - earlier) - unrest)
         top = max(means[-(1 + round(HOLDS[int(hold)] * steps)) :])
-        wanted = peak * top + long_factor * long + unrest_factor * unrest + waiting / 15.0
+        wanted = peak * top + long_factor * long + unrest_factor * unrest + (waiting + aside) / 15.0
         target = max(1, math.ceil(wanted - 1e-9))
         launched = [left - 1 for left in launched]
         ready += launched.count(0)

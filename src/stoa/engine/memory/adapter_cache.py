@@ -90,6 +90,7 @@ class AdapterCache:
     @property
     def held(self) -> list[str]:
         """Ids of adapters that need not be read again."""
+        self._settle()
         return list({**self._host, **self._resident})
 
     @property

@@ -25,7 +25,8 @@ class _Running:
 
 class LocalBackend:
     """Implements `Backend`. `most`: processes that this machine has room for; `spare`: while none runs, one process that
-    has imported everything waits to load the model."""
+    has imported everything waits to load the model. One that is killed is replaced; one that ends by itself is not, as
+    the next would too: it is for the first launch to tell why."""
 
     def __init__(
         self,
@@ -51,13 +52,15 @@ class LocalBackend:
     async def launch(self, replica_id: str, offer: Offer) -> None:
         if len(self._running) >= self._most:
             raise NoCapacity(f"this machine has room for {self._most} replicas")
-        if self._spare is not None and self._spare[0].alive:
-            process, token = self._spare
+        spare, self._spare = self._spare, None
+        if spare is not None and spare[0].alive:
+            process, token = spare
             process.go()
         else:
             process, token = self._start(wait=False)
-        self._spare = None
         self._running[replica_id] = _Running(offer, process, token)
+        if spare is not None and spare[0] is not process:
+            await asyncio.to_thread(spare[0].end)
 
     def _start(self, *, wait: bool) -> tuple[EngineProcess, str]:
         token = secrets.token_urlsafe(32)
@@ -77,6 +80,9 @@ class LocalBackend:
             await asyncio.to_thread(running.process.end)
 
     async def look(self) -> Sequence[Status]:
+        if self._spare is not None and self._spare[0].killed:
+            (dead, _), self._spare = self._spare, None
+            await asyncio.to_thread(dead.end)
         if self._keeps_spare and not self._running and self._spare is None:
             self._spare = self._start(wait=True)
         return [status for i, r in list(self._running.items()) if (status := self._status(i, r)) is not None]

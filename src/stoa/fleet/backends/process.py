@@ -76,6 +76,11 @@ class EngineProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def killed(self) -> bool:
+        """It has ended, and not by itself."""
+        return (self._process.poll() or 0) < 0
+
     def go(self) -> None:
         """Wait no longer."""
         assert self._process.stdin is not None

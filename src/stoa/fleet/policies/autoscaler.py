@@ -16,10 +16,10 @@ from stoa.fleet.policies.facts import Decision, Snapshot
 from stoa.fleet.policies.mix import Need, Records
 from stoa.fleet.policies.rehearsal import Rehearsal
 
-BARE_MARGIN = 1.1  # over the load of the last half startup time: what must serve even when a zone is lost
+BARE_SHARE = 0.8  # of the load of now: what must serve even when a zone is lost
 RISK_SHARE = 0.5  # lateness that losses of zones may cause, by that which bursts may
 LENGTHS_S = 1800.0  # mean lengths of requests are taken over this time
-AIM = 0.7  # late requests, of those that may be
+AIM = 0.85  # late requests, of those that may be
 LEAST_BUDGET, MOST_BUDGET = 0.1, 0.6  # share of what may be late that rules are chosen by
 
 
@@ -153,7 +153,7 @@ def _need(seen: Snapshot, memory: Memory, price: Work, lengths: Mix) -> Need:
     full = 0 if idle else math.ceil(wanted - 1e-9)
     full = min(bounds.max_replicas, max(least, full))
     risk = RISK_SHARE * memory.budget * (1.0 - seen.slo.attainment)
-    return Need(min(full, math.ceil(load * BARE_MARGIN)), full, risk)
+    return Need(min(full, math.ceil(load * BARE_SHARE)), full, risk)
 
 
 def _reason(seen: Snapshot, memory: Memory, need: Need) -> str:

@@ -6,9 +6,9 @@ replica with the fewest goes first (Llumnix, OSDI 2024; Punica's scheduler, MLSy
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from stoa.fleet.policies.facts import ReplicaSeen
 
@@ -18,56 +18,44 @@ def first_to_go(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
     return sorted(replicas, key=lambda r: (r.state == "ready", -r.offer.hourly, r.running, -r.since_s, r.id))
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """To one replica: adapters to read ahead of need, and adapters it need not keep."""
-
-    replica: str
-    warm: tuple[str, ...] = ()
-    forget: tuple[str, ...] = ()
-
-
 def advise(
-    rates: Mapping[str, float], holders: Mapping[str, Set[str]], replicas: Sequence[str], slots: int
-) -> list[Advice]:
-    """Where adapters should be. `rates`: requests a second by adapter; `holders`: adapters by replica that holds them;
-    `replicas`: those that take requests; `slots`: adapters that one replica keeps at ease.
+    rates: Mapping[str, float],
+    total: float,
+    holders: Callable[[str], Collection[str]],
+    room: Mapping[str, int],
+    *,
+    least: float = 0.0,
+) -> dict[str, list[str]]:
+    """Adapters that each replica should read ahead of need, those asked for most first.
+
+    `rates`: requests a second by adapter; `total`: of all requests, also those without an adapter; `holders`: replicas
+    that hold an adapter; `room`: adapters that each replica can take without giving up another, by replica that takes
+    requests; `least`: requests a second that a copy must be worth.
 
     An adapter gets one copy for each started share of 1 / replicas of all requests, so that no replica carries more than
-    its part for it; a cold one gets one. Copies stay where they are; missing ones go to the replicas with the least
-    rate of adapters placed so far. What is held beyond this is forgotten only where a replica holds more than `slots`,
-    the coldest first, and never the only copy of an adapter that is still asked for."""
-    if not replicas or slots < 1:
-        return []
-    total = sum(rates.values())
-    order = sorted((a for a, rate in rates.items() if rate > 0), key=lambda a: (-rates[a], a))
-    homes: dict[str, set[str]] = {r: set() for r in replicas}
-    carried = dict.fromkeys(replicas, 0.0)
-    for adapter in order:
-        copies = min(len(replicas), max(1, math.ceil(len(replicas) * rates[adapter] / total - 1e-9)))
-        for home in _homes(adapter, copies, homes, holders, carried, slots):
-            homes[home].add(adapter)
-            carried[home] += rates[adapter] / copies
-    advice = (_for(r, homes[r], holders.get(r, frozenset()), rates, slots) for r in replicas)
-    return [a for a in advice if a.warm or a.forget]
+    its part for it, but none of less than `least`. Copies stay where they are; missing ones go to the replicas with the
+    least to carry. The only copy of an adapter goes where there is room; one of several also makes a colder one give way.
 
-
-def _homes(
-    adapter: str,
-    copies: int,
-    homes: Mapping[str, Set[str]],
-    holders: Mapping[str, Set[str]],
-    carried: Mapping[str, float],
-    slots: int,
-) -> list[str]:
-    """Those that hold it already come first, then those with the least to carry."""
-    room = [r for r in homes if len(homes[r]) < slots]
-    room.sort(key=lambda r: (adapter not in holders.get(r, frozenset()), carried[r], r))
-    return room[:copies]
-
-
-def _for(replica: str, home: Set[str], held: Set[str], rates: Mapping[str, float], slots: int) -> Advice:
-    warm = sorted(home - held, key=lambda a: (-rates[a], a))
-    spare = sorted(held - home, key=lambda a: (rates.get(a, 0.0), a))
-    excess = len(held | home) - slots
-    return Advice(replica, tuple(warm), tuple(spare[: max(0, excess)]))
+    Nothing is forgotten: a copy too many is used less than its neighbours, so it is the first that its replica evicts
+    when it wants the room, and until then it costs nothing. What one gateway finds cold may be hot at another.
+    """
+    count, left = len(room), dict(room)
+    carried = dict.fromkeys(room, 0.0)
+    wanting: list[tuple[str, int, list[str]]] = []  # adapter, its copies, where it is
+    worth = [a for a, rate in rates.items() if rate > 0 and rate >= least]
+    for adapter in sorted(worth, key=lambda a: (-rates[a], a)):
+        rate, there = rates[adapter], [r for r in holders(adapter) if r in room]
+        paid = int(min(count, rate / least)) if least else count
+        copies = min(paid, max(1, math.ceil(count * rate / total - 1e-9)))
+        if len(there) < copies:
+            wanting.append((adapter, copies, there))
+        for replica in there:
+            carried[replica] += rate / len(there)
+    found: dict[str, list[str]] = {}
+    for adapter, copies, there in wanting:
+        able = [r for r in room if r not in there and (copies > 1 or left[r] > 0)]
+        for replica in heapq.nsmallest(copies - len(there), able, key=lambda r: (carried[r], r)):
+            found.setdefault(replica, []).append(adapter)
+            carried[replica] += rates[adapter] / copies
+            left[replica] -= 1
+    return found

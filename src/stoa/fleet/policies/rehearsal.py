@@ -5,9 +5,10 @@ A rule (a, h, b, z) asks for
 where peak is the highest load in h startup times, each the mean of a quarter of a startup time; long is the mean load of the
 last hours; and unrest is how much the load differs, on average, from what it was a startup time before. Each rule has an
 imaginary fleet that gets the true demand, whose replicas become ready a startup time after the rule asks for them, and
-whose queue is a fluid (Lindley's recursion):
-    W' = max(0, W + (load - ready)·dt)      work waiting, in replica-seconds
-    late: what arrives while W / ready is above what the target leaves for waiting
+whose queue is a fluid, with those that can be in time before those that can't, as engines have it:
+    W  <- W + (load - ready)·dt             work that can be in time, in replica-seconds; 0 at least
+    W  <= slack·ready                       what the target leaves for waiting; what is above it is late from now on
+    L  <- L + what is above                 late work, done when W is 0
 A rule that asks for less than it has gives back what is starting first, so what is ready is the least that it has asked for
 during the last startup time. The best rule is the cheapest of those that were late no more often than allowed, over
 about a day that fades. So nothing about bursts or their length is assumed: the margin is the one that would have
@@ -58,7 +59,8 @@ class Rehearsal:
     signal: Signal
     asked: Floats = field(repr=False)  # [startup_steps + 1, rules]: what each has asked for, a ring
     at: int  # the newest row of it
-    waiting: Floats = field(repr=False)  # [rules], replica-seconds
+    waiting: Floats = field(repr=False)  # [rules], replica-seconds of work that can be in time
+    aside: Floats = field(repr=False)  # [rules], replica-seconds of late work
     cost: Floats = field(repr=False)  # [rules], replica-seconds, fading
     late: Floats = field(repr=False)  # [rules], requests, fading
     requests: float = 0.0  # fading
@@ -81,19 +83,22 @@ def begin(bin_s: float, startup_s: float) -> Rehearsal:
     step_s = bin_s * max(1, round(startup_s / bin_s / STEPS_PER_STARTUP))
     steps = max(0, math.ceil(startup_s / step_s - 1e-9))
     none = np.zeros(rules().shape[1])
-    return Rehearsal(step_s, steps, Signal(), np.ones((steps + 1, len(none))), 0, none, none, none)
+    return Rehearsal(step_s, steps, Signal(), np.ones((steps + 1, len(none))), 0, none, none, none, none)
 
 
 def play(now: Rehearsal, load: float, requests: float, slack_s: float) -> Rehearsal:
     """One step: `requests` came with work for `load` replicas; a request may wait `slack_s` for its turn."""
     ready = now.asked.min(axis=0)
-    waiting = np.maximum(0.0, now.waiting + (load - ready) * now.step_s)
-    late = (now.waiting + waiting) * 0.5 > slack_s * ready
+    waiting = now.waiting + (load - ready) * now.step_s
+    over = np.maximum(0.0, waiting - slack_s * ready)
+    aside = np.maximum(0.0, now.aside + over + np.minimum(0.0, waiting))
+    waiting = np.clip(waiting, 0.0, slack_s * ready)
+    late = np.minimum(1.0, over / max(load * now.step_s, 1e-9))
     if now.signal.seen_s <= (now.startup_steps + 1) * now.step_s:  # no rule can have had replicas ready
-        waiting, late = np.zeros_like(waiting), np.zeros_like(late)
+        waiting = aside = late = np.zeros_like(waiting)
     signal = _heard(now, load)
     asked, at = now.asked.copy(), (now.at + 1) % len(now.asked)
-    wanted = _wanted(signal, now.startup_steps) + waiting / now.catch_up_s
+    wanted = _wanted(signal, now.startup_steps) + (waiting + aside) / now.catch_up_s
     asked[at] = np.maximum(1.0, np.ceil(wanted - 1e-9))
     keep = math.exp(-now.step_s / FADE_S)
     return replace(
@@ -102,6 +107,7 @@ def play(now: Rehearsal, load: float, requests: float, slack_s: float) -> Rehear
         asked=asked,
         at=at,
         waiting=waiting,
+        aside=aside,
         cost=now.cost * keep + now.asked[now.at] * now.step_s,
         late=now.late * keep + late * requests,
         requests=now.requests * keep + requests,

@@ -374,7 +374,7 @@ void sim_free(fleet *f) {
 }
 
 /* profile: fixed_s, prompt_row_s, decode_row_s, context_token_s. limits: sequences, rows of a step, tokens of context,
- * requests a replica takes (0: any number). router: prompt_token_s, running_s, slot_s. NULL: no memory. */
+ * requests a replica takes (0: any number), whether those in time go first. router: prompt_token_s, running_s, slot_s. NULL: no memory. */
 fleet *sim_new(const double *profile, const int64_t *limits, const double *router, double ttft_s, double measure_from_s, uint64_t seed,
                int32_t room) {
     fleet *f = calloc(1, sizeof(fleet));
@@ -382,7 +382,7 @@ fleet *sim_new(const double *profile, const int64_t *limits, const double *route
     size_t n = (size_t)room;
     f->fixed_s = profile[0], f->prompt_row_s = profile[1], f->decode_row_s = profile[2], f->context_token_s = profile[3];
     f->max_num_seqs = (int32_t)limits[0], f->max_batch_tokens = (int32_t)limits[1], f->kv_tokens = limits[2];
-    f->queue_limit = (int32_t)limits[3];
+    f->queue_limit = (int32_t)limits[3], f->by_deadline = limits[4] != 0;
     f->ttft_s = ttft_s, f->measure_from_s = measure_from_s;
     f->random = (seed + 1) * 0x9E3779B97F4A7C15ull | 1;
     f->prompt_token_s = router[0], f->running_s = router[1], f->slot_s = router[2];
@@ -429,7 +429,7 @@ int sim_add(fleet *f, int32_t slot, double now_s) {
     int32_t *running = r->running ? r->running : malloc(4 * (size_t)f->max_num_seqs);
     int32_t *batch = r->batch ? r->batch : malloc(4 * (size_t)f->max_num_seqs);
     uint32_t life = r->life;
-    *r = (replica){.running = running, .batch = batch, .waiting = {NONE, NONE}, .partial = NONE, .event_s = INFINITY,
+    *r = (replica){.running = running, .batch = batch, .waiting = {NONE, NONE}, .late = {NONE, NONE}, .partial = NONE, .event_s = INFINITY,
                    .emptied_s = now_s, .life = life + 1, .place = f->num_events};
     if (!running || !batch) return 0;
     f->events[f->num_events++] = slot;

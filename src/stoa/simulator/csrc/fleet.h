@@ -18,6 +18,7 @@
 #include <string.h>
 
 enum { NONE = -1 };
+#define LATE_MOST_S 120.0       /* who waits longer goes before those in time, as in engine/scheduler.py */
 #define ORDER_RESUMED ((int64_t)1 << 62)
 enum { HIST_BINS = 4096 };      /* logarithmic, HIST_LEAST_S to HIST_MOST_S */
 #define HIST_LEAST_S 1e-5
@@ -50,7 +51,8 @@ typedef struct {
 } queue;
 
 typedef struct {
-    queue waiting;
+    queue waiting;         /* by order */
+    queue late;            /* without a token, and too late for one in time; by order */
     int32_t *running;      /* heap by mark: those that decode */
     int32_t *batch;        /* prompts of the step under way; at most the last one stays incomplete */
     int32_t n, in_batch;   /* sequences in each */
@@ -77,6 +79,7 @@ typedef struct fleet {
     int32_t max_num_seqs, max_batch_tokens;
     int64_t kv_tokens;
     double ttft_s, measure_from_s;
+    int by_deadline;
     /* requests */
     request *requests;
     int32_t num_requests, free_request;

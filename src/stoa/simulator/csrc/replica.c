@@ -142,7 +142,25 @@ static void add_rows(fleet *f, replica *r, int32_t id, int32_t *room) {
     r->batch[r->in_batch++] = id;
 }
 
-static int32_t plan_prompts(fleet *f, replica *r) {
+/* Until the first token of a prompt that is admitted now, if others fill its steps up. */
+static double first_in_s(const fleet *f, const replica *r, int32_t prompt) {
+    int32_t room = f->max_batch_tokens - r->n;
+    double step_s = f->fixed_s + f->prompt_row_s * room + f->decode_row_s * r->n + f->context_token_s * (double)r->ctx;
+    return (1 + (prompt - 1) / room) * step_s;
+}
+
+/* The queue whose first comes next: those in time before the late ones, unless these have waited for too long. */
+static queue *next_in_line(fleet *f, replica *r, double now_s) {
+    if (r->late.head != NONE && now_s > f->requests[r->late.head].arrival_s + LATE_MOST_S) return &r->late;
+    while (f->by_deadline && r->waiting.head != NONE) {
+        const request *q = &f->requests[r->waiting.head];
+        if (q->emitted || now_s + first_in_s(f, r, q->prompt) <= q->arrival_s + f->ttft_s) break;
+        line_up(f, &r->late, pop_front(f, &r->waiting));
+    }
+    return r->waiting.head != NONE ? &r->waiting : &r->late;
+}
+
+static int32_t plan_prompts(fleet *f, replica *r, double now_s) {
     int32_t room = f->max_batch_tokens - r->n, all = room;
     int64_t context = r->ctx + r->reserved;
     r->in_batch = 0;
@@ -150,11 +168,13 @@ static int32_t plan_prompts(fleet *f, replica *r) {
         if (room > 0) add_rows(f, r, r->partial, &room);
         else return 0;
     }
-    while (room > 0 && r->waiting.head != NONE && r->n + r->in_batch < f->max_num_seqs) {
-        const request *q = &f->requests[r->waiting.head];
+    while (room > 0 && r->n + r->in_batch < f->max_num_seqs) {
+        queue *line = next_in_line(f, r, now_s);
+        if (line->head == NONE) break;
+        const request *q = &f->requests[line->head];
         if (context + q->prompt + q->emitted + 1 > f->kv_tokens) break;
         context += q->prompt + q->emitted;
-        add_rows(f, r, pop_front(f, &r->waiting), &room);
+        add_rows(f, r, pop_front(f, line), &room);
     }
     return all - room;
 }
@@ -162,7 +182,7 @@ static int32_t plan_prompts(fleet *f, replica *r) {
 static void begin(fleet *f, int32_t slot, double now_s) {
     replica *r = &f->replicas[slot];
     make_room(f, r, now_s);
-    int32_t rows = plan_prompts(f, r);
+    int32_t rows = plan_prompts(f, r, now_s);
     r->seg_start_s = now_s;
     r->seg_counted = 0;
     r->seg_a_s = f->fixed_s + f->prompt_row_s * rows + f->decode_row_s * r->n + f->context_token_s * (double)r->ctx;
@@ -173,6 +193,8 @@ static void begin(fleet *f, int32_t slot, double now_s) {
         int64_t steps = f->requests[r->running[0]].mark - r->steps;
         int64_t fit = 1 + (f->kv_tokens - r->ctx - r->reserved) / r->n;
         r->seg_steps = steps < fit ? steps : fit;
+        int wait = r->waiting.head != NONE || r->late.head != NONE;
+        if (f->by_deadline && wait && r->n < f->max_num_seqs && r->n < f->max_batch_tokens) r->seg_steps = 1;
     } else {
         r->seg_steps = 0;
     }
@@ -262,6 +284,7 @@ int32_t replica_leave(fleet *f, int32_t slot, double now_s, int32_t *ids) {
     for (int32_t i = 0; i < r->in_batch; i++) ids[n++] = r->batch[i];
     if (r->partial != NONE && (!r->in_batch || r->batch[0] != r->partial)) ids[n++] = r->partial;
     while (r->waiting.head != NONE) ids[n++] = pop_front(f, &r->waiting);
+    while (r->late.head != NONE) ids[n++] = pop_front(f, &r->late);
     r->partial = NONE;
     r->in_batch = 0;
     r->reserved = r->ctx = 0;

@@ -31,7 +31,7 @@ from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.fleet.policies.profile import Profile
 from stoa.simulator import Options, Requests, Result, Zone, load_requests, read_spot, scale_rate, simulate
 from stoa.simulator.baselines import Both, OnDemand, StaticPeak
-from stoa.simulator.baselines.clairvoyant import Clairvoyant
+from stoa.simulator.baselines.clairvoyant import Clairvoyant, Foresight
 from stoa.simulator.optimum import Optimum, lower_bound
 from stoa.simulator.optimum_plan import course, in_order_plan
 from stoa.simulator.optimum_work import row_work
@@ -192,9 +192,9 @@ def optimum(world: World, requests: Requests, *, seed: int, spot: bool, day: int
     )
 
 
-def clairvoyant(world: World, requests: Requests, *, seed: int, day: int) -> Result:
-    """The cheapest run found that keeps the target by following a plan made in advance, on demand: an upper bound on what
-    the best policy could cost, as `optimum` is a lower one. Engines take by deadline."""
+def clairvoyant(world: World, requests: Requests, *, seed: int, spot: bool, day: int) -> Result:
+    """The cheapest run found that keeps the target by following a plan made in advance, with machines that are known to
+    last: an upper bound on what the best policy could cost, as `optimum` is a lower one. Engines take by deadline."""
     begin_s = max(0.0, day * DAY_S - 3600.0)
     part = _cut(requests, begin_s, (day + 1) * DAY_S)
     end_s = (day + 1) * DAY_S - begin_s
@@ -203,18 +203,30 @@ def clairvoyant(world: World, requests: Requests, *, seed: int, day: int) -> Res
         part, PROFILE, SLO, until_s=end_s, startup_s=world.startup_s, most=int(1.3 * rate.max()) + 2
     )
     plan = in_order_plan(known, late_allowed=(1 - SLO.attainment) * len(part), tries=4)
-    zones, found = world.zones(seed, False), []
+    zones = [_later(zone, begin_s) for zone in world.zones(seed, spot)]
+    placement: Any = OnDemand()
+    if spot:
+        placement = Foresight({zone.name: zone.spot for zone in zones if zone.spot is not None})
+    found = []
     for headroom, spare, hold_s in itertools.product(
         (-0.1, 0.0, 0.1, 0.2, 0.3, 0.4), (0.0, 0.5, 1.0, 2.0), (0.0, 60.0)
     ):
         scaler = Clairvoyant(plan.replicas, plan.bin_s, world.startup_s, headroom, spare, hold_s)
         found.append(
             simulate(
-                [part], zones, PROFILE, Both(scaler, OnDemand()),
-                slo=SLO, seed=seed, until_s=end_s, options=Options(measure_from_s=3600.0),
+                [part], zones, PROFILE, Both(scaler, placement),
+                slo=SLO, seed=seed, until_s=end_s,
+                options=Options(measure_from_s=3600.0, notice_s=world.notice_s),
             )
         )  # fmt: skip
     return min(found, key=lambda r: (max(0.0, SLO.attainment - r.attainment), r.cost_usd))
+
+
+def _later(zone: Zone, begin_s: float) -> Zone:
+    """The same zone on a clock that begins then."""
+    if zone.spot is None:
+        return zone
+    return replace(zone, spot=replace(zone.spot, offset_s=zone.spot.offset_s + begin_s))
 
 
 # -- the table
@@ -243,7 +255,7 @@ def measure(
     """`plans`: for so many of the seeds the clairvoyant plan is made and run (minutes each)."""
     every = candidates(world.factor)
     table: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in [*chosen, "static", "bound", "bound-spot", "clairvoyant"]
+        name: [] for name in [*chosen, "static", "bound", "bound-spot", "clairvoyant", "clairvoyant-spot"]
     }
     for seed in seeds:
         requests = world.requests(seed)
@@ -257,9 +269,10 @@ def measure(
         for name, spot in (("bound", False), ("bound-spot", True)):
             best = optimum(world, requests, seed=seed, spot=spot, day=1)
             table[name].append({"cost_usd": round(best.cost_usd, 2), "machine_hours": round(best.hours, 3)})
-        if len(table["clairvoyant"]) < plans:
-            table["clairvoyant"].append(facts(clairvoyant(world, requests, seed=seed, day=1)))
-            log(f"  seed {seed} clairvoyant {table['clairvoyant'][-1]}")
+        for name, spot in (("clairvoyant", False), ("clairvoyant-spot", True)):
+            if len(table[name]) < plans:
+                table[name].append(facts(clairvoyant(world, requests, seed=seed, spot=spot, day=1)))
+                log(f"  seed {seed} {name} {table[name][-1]}")
         log(f"  seed {seed} {[(n, table[n][-1]) for n in ('static', 'bound', 'bound-spot')]}")
     return table
 

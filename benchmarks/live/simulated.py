@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ from stoa.fleet.policies.autoscaler import Elastic
 from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.fleet.policies.profile import Profile
 from stoa.simulator import Options, Requests, Zone, simulate
+
+_HANDOVER_S = 2.0  # a report of the gateway and a look of the controller, each once a second
+_STATES = re.compile(r'^stoa:replicas\{.*state="(\w+)".*\} (\S+)$', re.MULTILINE)
 
 
 def main() -> None:
@@ -91,19 +96,18 @@ def _profile(args: argparse.Namespace, cache: Path) -> tuple[Profile, dict[str, 
 
 async def _live(url: str, asks: list[Ask]) -> dict[str, float]:
     first: list[float] = []
-    replica_s = 0.0
+    by_state: Counter[str] = Counter()  # replica-seconds
     started = time.perf_counter()
     over = asyncio.Event()
 
     async def watch() -> None:
-        """Integrates the number of replicas that run, whatever their state."""
-        nonlocal replica_s
+        """Integrates the number of replicas in each state."""
         last = time.perf_counter()
         while not over.is_set():
             text = (await client.get(f"{url}/metrics")).text
-            counts = [float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith("stoa:replicas{")]
             now = time.perf_counter()
-            replica_s += sum(counts) * (now - last)
+            for state, count in _STATES.findall(text):
+                by_state[state] += float(count) * (now - last)
             last = now
             await asyncio.sleep(0.2)
 
@@ -136,7 +140,8 @@ async def _live(url: str, asks: list[Ask]) -> dict[str, float]:
         "ttft_mean_s": round(statistics.fmean(first), 4),
         "ttft_p50_s": round(statistics.median(first), 4),
         "ttft_p99_s": round(percentile(first, 0.99), 4),
-        "replica_s": round(replica_s, 1),
+        "replica_s": round(by_state.total(), 1),
+        **{f"{state}_s": round(seconds, 1) for state, seconds in by_state.items()},
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -158,14 +163,26 @@ def _simulated(asks: list[Ask], profile: Profile, args: argparse.Namespace) -> d
         bounds=Bounds(1, 2, 300.0),
         tick_s=1.0,
         until_s=lead_s + asks[-1].at_s,
-        options=Options(measure_from_s=lead_s),
+        options=Options(measure_from_s=lead_s, handover_s=_HANDOVER_S),
     )
+    line = result.timeline
     return {
         "requests": len(asks),
         "ttft_mean_s": round(result.ttft_mean_s, 4),
         "ttft_p50_s": round(result.ttft_p50_s, 4),
         "ttft_p99_s": round(result.ttft_p99_s, 4),
         "replica_s": round(3600 * sum(result.machine_hours.values()), 1),
+        **{
+            f"{state}_s": round(
+                sum(n for t, n in zip(line["t_s"], line[column], strict=True) if t > lead_s), 1
+            )
+            for state, column in (
+                ("starting", "starting"),
+                ("ready", "ready_on_demand"),
+                ("draining", "draining"),
+            )
+        },
+        "launches": result.launches,
     }
 
 

@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes: Annotated[int, Meta(ge=1)] = 8 << 20
     files_url: str = ""  # where files lie: s3://… by fsspec; default: a folder under home
     max_file_bytes: Annotated[int, Meta(ge=1)] = 512 << 20
+    max_stored_bytes: Annotated[int, Meta(ge=0)] = 16 << 30  # of one project's files together; 0: no limit
     drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     cluster: str = "local"  # local, auto (a node of a Ray cluster), ray://HOST:PORT, or HOST:PORT of the head
     min_replicas: Annotated[int, Meta(ge=0, le=10_000)] = 1

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from stoa.batches import Answer, Asked, Batches, BatchRunner
 from stoa.batches.batch import Batch
+from stoa.batches.throttle import Throttle
+from stoa.batches.work import Work
 from stoa.engine.stats import EngineStats
 from stoa.errors import DatabaseUnavailable
 from stoa.storage.database import Database
@@ -62,9 +64,10 @@ async def punctual(for_s: float) -> float:
 
 @dataclass
 class FakeSender:
-    """Answers by `answer`; None: never. Notes what it is asked."""
+    """Answers by `answer`, None: never, after `meanwhile`. Notes what it is asked."""
 
     answer: Callable[[Asked], Answer | None] = echo
+    meanwhile: Callable[[], Awaitable[None]] = field(default=lambda: asyncio.sleep(0))
     asked: list[Asked] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
@@ -74,7 +77,7 @@ class FakeSender:
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         try:
-            await asyncio.sleep(0)
+            await self.meanwhile()
             answer = self.answer(asked)
             if answer is None:
                 await asyncio.Event().wait()
@@ -117,6 +120,24 @@ class MortalDatabase(Database):
 
 
 @dataclass
+class BrokenObjects:
+    """Takes everything, and cannot be read."""
+
+    whole: ObjectStore
+    error: Exception
+
+    async def put(self, name: str, chunks: AsyncIterator[bytes]) -> int:
+        return await self.whole.put(name, chunks)
+
+    async def read(self, name: str) -> AsyncGenerator[bytes, None]:
+        raise self.error
+        yield b""
+
+    async def delete(self, name: str) -> None:
+        await self.whole.delete(name)
+
+
+@dataclass
 class Workshop:
     """One database and one folder; any number of gateways."""
 
@@ -126,10 +147,12 @@ class Workshop:
     clock: ManualClock
     sender: FakeSender = field(default_factory=FakeSender)
     stats: EngineStats = field(default_factory=EngineStats)
+    max_queue: int = 1024
+    max_stored_bytes: int = 0
 
     @property
     def files(self) -> Files:
-        return Files(self.database, self.objects, clock=self.clock)
+        return Files(self.database, self.objects, max_stored_bytes=self.max_stored_bytes, clock=self.clock)
 
     @property
     def batches(self) -> Batches:
@@ -157,7 +180,7 @@ class Workshop:
         mine = database or self.database
         files = Files(mine, self.objects, clock=self.clock)
         runner = BatchRunner(
-            Batches(mine, files, self.clock),
+            Batches(mine, files, self.clock, work=Work(throttle=Throttle(max_queue=self.max_queue))),
             sender or self.sender,
             self._stats,
             look_s=0.02,

@@ -15,14 +15,34 @@ from stoa.batches.lease import LeaseLost, Leases
 from stoa.batches.tables import ResultRow
 from stoa.engine.stats import EngineStats
 from stoa.errors import Conflict, InvalidRequest, NotFound
+from stoa.storage.files import StorageFull
+from stoa.storage.objects import StorageUnavailable
 from stoa.storage.scope import EVERY_PROJECT
 from stoa.tenancy.office import open_office
 from stoa.tenancy.principal import Principal
-from tests.batches.fakes import ENDPOINT, FakeSender, MortalDatabase, Workshop, echo, line, lines, refusal
+from tests.batches.fakes import (
+    ENDPOINT,
+    WHO,
+    BrokenObjects,
+    FakeSender,
+    MortalDatabase,
+    Workshop,
+    echo,
+    line,
+    lines,
+    refusal,
+)
 
 
 def ids(found: list[dict[str, Any]]) -> list[str]:
     return [each["custom_id"] for each in found]
+
+
+async def lasting(workshop: Workshop, for_s: float) -> None:
+    """Until so much has passed on the clock."""
+    until_s = workshop.clock() + for_s
+    while workshop.clock() < until_s:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
 
 
 async def results_left(workshop: Workshop) -> int:
@@ -95,6 +115,42 @@ class TestRunning:
             (3, "duplicate_custom_id"),
         ]
         assert (done.total, done.output_file_id, workshop.sender.asked) == (0, None, [])
+
+    @pytest.mark.parametrize("model", ["", "m" * 600, "a\0b", "a\nb"])
+    async def test_a_model_that_cannot_be_fails_the_batch(self, workshop: Workshop, model: str) -> None:
+        """With the line's number; nothing is tried again and again."""
+        batch = await workshop.create(line("a") + b"\n" + line("b", body={"model": model}))
+        async with workshop.gateway():
+            done = await workshop.until("failed", batch)
+        assert [(e.line, e.code, e.param) for e in done.errors] == [(2, "invalid_request", "body.model")]
+
+    async def test_odd_texts_are_carried_through(self, workshop: Workshop) -> None:
+        """What has room in JSON has room in every database."""
+        batch = await workshop.create(line("a\0\u2028"), metadata={"k": "v\0"})
+        async with workshop.gateway():
+            done = await workshop.until("completed", batch)
+        assert ids(await workshop.output(done.output_file_id)) == ["a\0\u2028"]
+        assert done.metadata == {"k": "v\0"}
+
+    async def test_a_fault_of_ours_fails_the_batch(self, workshop: Workshop) -> None:
+        """While its file is looked at: it does not stay there for ever."""
+        workshop.objects = BrokenObjects(workshop.objects, ZeroDivisionError())
+        batch = await workshop.create(lines(3))
+        async with workshop.gateway():
+            done = await workshop.until("failed", batch)
+        assert [(e.line, e.code) for e in done.errors] == [(None, "server_error")]
+
+    async def test_a_store_that_stays_away_fails_the_batch(self, workshop: Workshop) -> None:
+        """At the end of its window, and not before: it could have come back."""
+        workshop.objects = BrokenObjects(workshop.objects, StorageUnavailable("away"))
+        batch = await workshop.create(lines(3), completion_window="1h")
+        async with workshop.gateway():
+            await workshop.eventually(lambda _: workshop.clock() > batch.created_at + 3000, batch, pass_s=60)
+            assert (await workshop.batches.get("default", batch.id)).status == "validating"
+            done = await workshop.until("failed", batch, pass_s=60)
+        assert done.times["failed"] >= batch.expires_at
+        assert [e.code for e in done.errors] == ["server_error"]
+        assert "away" in done.errors[0].message
 
     async def test_outputs_expire_when_asked_to(self, workshop: Workshop) -> None:
         """Counted from when they were written."""
@@ -195,6 +251,36 @@ class TestUrgency:
         assert workshop.sender.asked[1].service_class == "interactive"
         interactive = [a for a in workshop.sender.asked if a.service_class == "interactive"]
         assert len(interactive) == 40
+
+    async def test_urgent_batches_leave_room_for_others(self, workshop: Workshop) -> None:
+        """However many there are: a quarter of the gateway's queue, soon in equal parts for their projects."""
+        workshop.max_queue = 64
+        workshop.stats = EngineStats(running=8, waiting=8)
+        workshop.sender.meanwhile = lambda: lasting(workshop, 60.0)
+        office = open_office(workshop.database, clock=workshop.clock)
+        projects = [(await office.projects.create("default", actor="cli", name=name)).id for name in "ab"]
+        many, few = (Principal("default", project, None, frozenset({"all"})) for project in projects)
+        made = [await workshop.create(lines(400), many, completion_window="6h") for _ in range(6)]
+        made.append(await workshop.create(lines(400), few, completion_window="6h"))
+        workshop.clock.pass_s(0.88 * 6 * 3600)
+        async with workshop.gateway():
+            await workshop.eventually(lambda b: b.completed >= 20, made[-1], pass_s=5)
+            assert 16 <= workshop.sender.most_running <= 16 + 8
+            recent = Counter(a.principal.project_id for a in workshop.sender.asked[-32:])
+            assert recent[projects[1]] >= 12
+            assert {a.service_class for a in workshop.sender.asked} == {"interactive"}
+
+    async def test_an_urgent_batch_has_as_many_at_once_as_it_takes(self, workshop: Workshop) -> None:
+        """Alone it is in time, though the engine has no idle time at all."""
+        workshop.stats = EngineStats(running=8, waiting=8)
+        workshop.sender.meanwhile = lambda: lasting(workshop, 60.0)
+        batch = await workshop.create(lines(200), completion_window="1h")
+        workshop.clock.pass_s(0.6 * 3600)
+        async with workshop.gateway() as runner:
+            runner.throttle.limit = 1
+            done = await workshop.until("completed", batch, pass_s=10)
+        assert done.completed == 200
+        assert workshop.sender.most_running > 8
 
     async def test_a_window_is_kept(self, workshop: Workshop) -> None:
         """At its end the batch expires with what was done; the rest is told by id."""
@@ -350,6 +436,7 @@ class TestAsking:
         good = {"endpoint": ENDPOINT, "input_file_id": file.id, "completion_window": "24h"}
         bad: list[tuple[dict[str, Any], str]] = [
             ({"endpoint": "/v1/models"}, "endpoint"),
+            ({"endpoint": "/v1/responses"}, "endpoint"),
             ({"input_file_id": notes.id}, "input_file_id"),
             ({"completion_window": "soon"}, "completion_window"),
             ({"completion_window": "8d"}, "completion_window"),
@@ -362,11 +449,26 @@ class TestAsking:
             with pytest.raises(InvalidRequest) as refused:
                 await workshop.batches.create(who, **(good | change))
             assert refused.value.param == param
-        with pytest.raises(NotFound):
-            await workshop.batches.create(who, **(good | {"input_file_id": "file-x"}))
+        for file_id in ("file-x", "", "a\0b", "\u202e", "x" * 5000):
+            with pytest.raises(NotFound) as unknown:
+                await workshop.batches.create(who, **(good | {"input_file_id": file_id}))
+            assert unknown.value.param == "input_file_id"
         other = Principal("default", "other", None, frozenset({"all"}))
         with pytest.raises(NotFound):
             await workshop.batches.create(other, **good)
         for window, seconds in (("24h", 86400), ("30m", 1800), ("7d", 7 * 86400)):
             made: Batch = await workshop.batches.create(who, **(good | {"completion_window": window}))
             assert made.expires_at == made.created_at + seconds
+
+    async def test_a_full_project_begins_nothing(self, workshop: Workshop) -> None:
+        """What batches have written counts, though it is always written; once there is room again they begin."""
+        batch = await workshop.create(lines(3))
+        workshop.max_stored_bytes = 500
+        assert sum(file.size_bytes for file in (await workshop.files.list("default"))[0]) < 500
+        async with workshop.gateway():
+            done = await workshop.until("completed", batch)
+        asked = {"endpoint": ENDPOINT, "input_file_id": batch.input_file_id, "completion_window": "24h"}
+        with pytest.raises(StorageFull):
+            await workshop.batches.create(WHO, **asked)
+        await workshop.files.delete("default", str(done.output_file_id))
+        await workshop.batches.create(WHO, **asked)

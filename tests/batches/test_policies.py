@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from stoa.batches.lease import choose
 from stoa.batches.pace import DONE_BY, IDLE_UNTIL, Progress, pace
 from stoa.batches.sender import Again, Answer, again
-from stoa.batches.throttle import Throttle, next_limit
+from stoa.batches.throttle import Place, Throttle, next_limit, urgent_limit
 from stoa.engine.stats import EngineStats
 from tests.batches.fakes import refusal
 
@@ -57,6 +58,12 @@ def stats(running: int, waiting: int) -> EngineStats:
     return EngineStats(running=running, waiting=waiting)
 
 
+async def turns() -> None:
+    """Of the event loop, for all that can be given away."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 class TestThrottle:
     def test_it_grows_while_nothing_waits_and_all_is_used(self) -> None:
         """And not otherwise, nor over its end."""
@@ -85,19 +92,19 @@ class TestThrottle:
         throttle, order = Throttle(limit=1), []
 
         async def work(name: str) -> None:
-            await throttle.enter()
+            place = await throttle.enter("p")
             order.append(name)
             await asyncio.sleep(0)
-            throttle.leave()
+            throttle.leave(place)
 
-        await throttle.enter()
+        first = await throttle.enter("p")
         tasks = [asyncio.ensure_future(work(name)) for name in "abc"]
         await asyncio.sleep(0)
-        await throttle.enter(beyond=True)
+        urgent = await throttle.enter("p", urgent=True)
         assert throttle.in_flight == 2
         tasks[1].cancel()
-        throttle.leave()
-        throttle.leave()
+        throttle.leave(first)
+        throttle.leave(urgent)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["a", "c"]
         assert throttle.in_flight == 0
@@ -105,10 +112,10 @@ class TestThrottle:
     async def test_a_place_that_is_given_to_nobody_comes_back(self) -> None:
         """Cancelled in the very moment."""
         throttle = Throttle(limit=1)
-        await throttle.enter()
-        task = asyncio.ensure_future(throttle.enter())
+        first = await throttle.enter("p")
+        task = asyncio.ensure_future(throttle.enter("p"))
         await asyncio.sleep(0)
-        throttle.leave()
+        throttle.leave(first)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert throttle.in_flight == 0
@@ -117,9 +124,54 @@ class TestThrottle:
         """Of what was in flight, not of what might have been."""
         throttle = Throttle(limit=100)
         for _ in range(10):
-            await throttle.enter()
+            await throttle.enter("p")
         throttle.back_off()
         assert throttle.limit == 5
+
+    @pytest.mark.parametrize("urgent", [False, True])
+    async def test_projects_have_the_same_number_of_places(self, urgent: bool) -> None:
+        """However many batches of one were there first, it gives way as its requests end."""
+        throttle = Throttle(limit=8, max_queue=32)
+        first = [await throttle.enter("a", urgent=urgent) for _ in range(8)]
+        wanted = [asyncio.ensure_future(throttle.enter(p, urgent=urgent)) for p in "aaaaaaaabbbb"]
+        await turns()
+        for place in first[:6]:
+            throttle.leave(place)
+        await turns()
+        given = [task.result() for task in wanted if task.done()]
+        assert Counter(place.project_id for place in given) == {"b": 4, "a": 2}
+        for place in (*first[6:], *given):
+            throttle.leave(place)
+        await asyncio.gather(*wanted)
+        assert throttle.in_flight == 6
+
+    async def test_urgent_ones_leave_room_for_others(self) -> None:
+        """A quarter of the queue for all of them together; less while others fill it."""
+        others = 0
+        throttle = Throttle(max_queue=64, in_flight_of_all=lambda: others + throttle.in_flight)
+        wanted = [asyncio.ensure_future(throttle.enter("a", urgent=True)) for _ in range(40)]
+        await turns()
+        assert throttle.in_flight == 16
+        others = 40
+        for _ in range(10):
+            throttle.leave(Place("a", True))
+        await turns()
+        assert throttle.in_flight == 8
+        others = 0
+        throttle.observe(EngineStats(), 0.0)
+        await turns()
+        assert throttle.in_flight == 16
+        for task in wanted:
+            task.cancel()
+        await asyncio.gather(*wanted, return_exceptions=True)
+
+    @given(st.integers(1, 5000), st.integers(0, 6000))
+    def test_no_queue_is_filled_by_urgent_ones(self, max_queue: int, others: int) -> None:
+        """At most a quarter of it, a sixteenth if others have most of it; always one."""
+        limit = urgent_limit(max_queue, others)
+        assert 1 <= limit <= max(1, max_queue // 4)
+        assert limit <= max(1, max_queue // 16, max_queue - others - max_queue // 4)
+        assert limit >= max_queue // 16
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from stoa.engine.config import EngineConfig
-from stoa.errors import UnsupportedModel
+from stoa.errors import EngineUnavailable, UnsupportedModel
 from stoa.fleet.cluster.controls import RayControls
 from stoa.fleet.cluster.plan import NAMESPACE, Plan
 from stoa.fleet.reports import ClusterUnreachable
@@ -153,11 +153,13 @@ async def test_a_bridge_that_dies_is_replaced(gateway: Make) -> None:
     assert g.state.version == version
 
 
-async def test_a_model_that_cannot_start_is_refused_in_its_own_words(gateway: Make) -> None:
-    """From the engine on its node to the client that waits."""
+async def test_a_model_that_cannot_start_refuses_requests_and_says_why_to_operators(gateway: Make) -> None:
+    """The engine's own words come from its node to the gateway; the client that waits hears that there is no replica."""
     g = await gateway(make_plan(engine=EngineConfig(model="unsupported"), min_replicas=1))
-    with pytest.raises(UnsupportedModel, match="Fancy"):
+    with pytest.raises(EngineUnavailable, match="no replica can be started"):
         await g.answer("a", 3)
+    assert isinstance(g.fleet.hopeless, UnsupportedModel)
+    assert "Fancy" in g.fleet.hopeless.message
 
 
 async def test_a_cloud_that_announces_the_end_is_believed(gateway: Make) -> None:

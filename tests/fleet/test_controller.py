@@ -9,7 +9,7 @@ import pytest
 from stoa.errors import InvalidModel
 from stoa.fleet.controller import Controller, Pace
 from stoa.fleet.history import History
-from stoa.fleet.policies.facts import Bounds, Decision, Slo, Snapshot
+from stoa.fleet.policies.facts import Bounds, Decision, Offer, Slo, Snapshot
 from stoa.fleet.policies.profile import Profile
 from stoa.fleet.reports import FleetState, GatewayReport, ReplicaUse, Trouble
 from tests.fleet.fake_backend import ON_DEMAND, SPOT, FakeBackend, Orders
@@ -257,22 +257,41 @@ async def test_a_replica_that_vanishes_is_replaced() -> None:
 # -- failures at start
 
 
-async def test_a_model_that_cannot_be_loaded_is_said_once_and_for_all() -> None:
-    """Gateways get the engine's own refusal, and launches stop for minutes."""
+async def test_a_model_that_cannot_be_loaded_is_told() -> None:
+    """Gateways get the engine's own refusal; launches are tried again after seconds, then a minute: it may be repaired."""
     world = World(wanted=3)
     await world.tick()
-    for replica_id in list(world.backend.replicas):
-        world.backend.fail(replica_id, Trouble.of(InvalidModel("no such folder", param="model")))
-    await world.tick(1)
-    trouble = world.state().trouble
-    assert trouble is not None
-    error = trouble.error()
-    assert isinstance(error, InvalidModel)
-    assert (error.message, error.param) == ("no such folder", "model")
-    await world.tick(200)
-    assert not world.backend.replicas
-    await world.tick(120)  # it may have been repaired
-    assert len(world.backend.replicas) == 1
+    world.policy.wanted = 1
+    pauses: list[int] = []
+    for _ in range(12):
+        for replica_id in list(world.backend.replicas):
+            world.backend.fail(replica_id, Trouble.of(InvalidModel("no such folder", param="model")))
+        await world.tick(1)
+        pauses.append(0)
+        while not world.backend.replicas:
+            trouble = world.state().trouble
+            assert trouble is not None
+            error = trouble.error()
+            assert isinstance(error, InvalidModel)
+            assert (error.message, error.param) == ("no such folder", "model")
+            await world.tick(1)
+            pauses[-1] += 1
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 5
+    assert pauses[-1] < 62
+
+
+@pytest.mark.parametrize("offer", [SPOT, ON_DEMAND])
+async def test_a_replica_that_was_ready_and_is_killed_is_no_failed_start(offer: Offer) -> None:
+    """However soon, and however often: the next one is launched at once, and gateways hear of no trouble."""
+    world = World()
+    world.policy.offer = offer
+    for _ in range(5):
+        (replica,) = await world.up()
+        world.backend.kill(replica)
+        await world.tick(1)
+        assert len(world.backend.replicas) == 1
+        assert world.state().trouble is None
 
 
 async def test_starts_that_fail_are_tried_again_with_growing_pauses() -> None:

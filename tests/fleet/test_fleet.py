@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from stoa.engine.config import EngineConfig
-from stoa.engine.request import AdapterRef, GenerationRequest
+from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.usage import RequestUsage
 from stoa.errors import EngineUnavailable, QueueFull, UnsupportedModel
 from stoa.fleet.books import NoBooks
@@ -41,6 +41,22 @@ class Heard(NoBooks):
         self.open.remove(usage.request_id)
         assert usage.request_id not in self.usages
         self.usages[usage.request_id] = (usage, lost_tokens)
+
+
+class Receiving:
+    """Remembers events until the end."""
+
+    def __init__(self, heard: list[TokenEvent]) -> None:
+        self.heard, self.over = heard, asyncio.Event()
+
+    def events(self, events: list[TokenEvent]) -> None:
+        self.heard += events
+
+    def used(self, usage: RequestUsage, cost_nanos: int) -> None:
+        self.over.set()
+
+    def lost(self) -> None:
+        self.over.set()
 
 
 @asynccontextmanager
@@ -225,7 +241,7 @@ async def test_requests_are_held_while_there_is_no_replica() -> None:
 
 
 async def test_held_requests_learn_that_no_replica_will_come() -> None:
-    """By the reason, or after the time they may wait."""
+    """Because no engine can start, or after the time they may wait."""
     fleet = Fleet(hold_s=0.05)
     with pytest.raises(EngineUnavailable, match=r"0\.05 s"):
         await answer(fleet, ask("a"))
@@ -234,7 +250,7 @@ async def test_held_requests_learn_that_no_replica_will_come() -> None:
     await asyncio.sleep(0.01)
     fleet.hopeless = UnsupportedModel("architecture Fancy is not supported")
     fleet.changed()
-    with pytest.raises(UnsupportedModel):
+    with pytest.raises(EngineUnavailable, match="no replica can be started"):
         await asked
 
 
@@ -324,6 +340,22 @@ async def test_a_refusal_of_the_engine_reaches_the_caller() -> None:
     async with running() as fleet:
         events = [e async for batch in fleet.generate(ask("a", -1)) for e in batch]
         assert [(e.finish_reason, e.error_code) for e in events] == [("error", "invalid_request_error")]
+
+
+@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"weight": float("nan")}, {"waited_s": float("inf")}])
+async def test_numbers_that_would_end_an_engine_are_refused_at_its_door(wrong: dict[str, float]) -> None:
+    """That request only; the next one is answered by the same engine."""
+    async with running() as fleet:
+        link = locals_of(fleet)[0].link
+        assert link is not None
+        asked = msgspec.structs.replace(ask("a"), **wrong)
+        heard: list[TokenEvent] = []
+        receiver = Receiving(heard)
+        link.open(asked, receiver)
+        await receiver.over.wait()
+        assert [(e.finish_reason, e.error_param) for e in heard] == [("error", next(iter(wrong)))]
+        assert await answer(fleet, ask("b")) == [0, 1, 2]
+        assert fleet.restarts == 0
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,22 @@ class TestOfficialClient:
             (3, "invalid_request"),
         ]
 
+    async def test_an_urgent_line_is_its_projects_own_request(self, house: House) -> None:
+        """Interactive, and on the account and share of the project, as if it had come by itself."""
+        batch = await send(
+            house.red, [chat("a"), chat("b") | {"url": "/v1/responses"}], completion_window="1h"
+        )
+        house.clock.pass_s(0.8 * 3600)
+        async with house.running():
+            failed = await ended(house, house.red, batch)
+            assert failed.errors is not None
+            assert [(e.line, e.code) for e in failed.errors.data or ()] == [(2, "url_mismatch")]
+            batch = await send(house.red, [chat("a"), chat("b")], completion_window="1h")
+            house.clock.pass_s(0.8 * 3600)
+            await ended(house, house.red, batch)
+        assert {r.service_class for r in house.replica.requests} == {"interactive"}
+        assert {a["principal"].project_id for a in house.metering.asked} == {house.red.project_id}
+
     async def test_it_is_cancelled(self, house: House) -> None:
         """Within moments, though the engine never answers; what ran there is given up."""
         house.replica.hang_after = 0
@@ -212,6 +228,8 @@ class TestOfficialClient:
         for more in ({"completion_window": "soon"}, {"endpoint": "/v1/moderations"}, {"metadata": {"k": 7}}):
             with pytest.raises(BadRequestError):
                 await send(house.red, [chat("a")], **more)
+        with pytest.raises(BadRequestError, match="'/v1/responses' has no batches; accepted: /v1/chat/comp"):
+            await send(house.red, [chat("a")], "/v1/responses")
         with pytest.raises(NotFoundError):
             await house.red.client.batches.create(
                 input_file_id="file-x", endpoint=CHAT, completion_window="24h"

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import NotFoundError
+from openai import BadRequestError, NotFoundError
 from openai.types import FileObject
 
 from stoa.engine.tokenizer import Tokenizer
@@ -177,6 +177,42 @@ class TestRefusals:
         for query in ("limit=0", "limit=10001", "order=up", "after=file-x", "color=red"):
             assert (await http.get(f"files?{query}")).status_code == 400
         assert (await http.put("files")).status_code == 405
+
+    @pytest.mark.parametrize(
+        "odd", ["%00", "a%00b", "%0A", "%E2%80%AE", "%FF", "x" * 3000, "%F0%9F%98%80", "'--"]
+    )
+    async def test_odd_ids(self, house: House, odd: str) -> None:
+        """No such file, or no such URL, in the form of an error."""
+        http = await house.http(house.red.key)
+        for answer in (
+            await http.get(f"files/{odd}"),
+            await http.get(f"files/{odd}/content"),
+            await http.delete(f"files/{odd}"),
+            await http.get(f"files?after={odd}"),
+            await http.get(f"batches/{odd}"),
+            await http.post(f"batches/{odd}/cancel"),
+            await http.get(f"batches?after={odd}"),
+            await http.get(f"organization/projects/{odd}"),
+        ):
+            assert answer.status_code in (400, 403, 404), answer.request.url
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+
+    async def test_a_full_project(self, house: House) -> None:
+        """Its uploads and batches are refused with what is left; deleting helps."""
+        object.__setattr__(house.files, "max_stored_bytes", 30_000)
+        files = house.red.client.files
+        first = await files.create(file=("a", TEXT), purpose="batch")
+        with pytest.raises(BadRequestError, match=f"{30_000 - len(TEXT)} of them are left") as refused:
+            await files.create(file=("b", TEXT), purpose="batch")
+        assert refused.value.code == "storage_limit_exceeded"
+        await house.blue.client.files.create(file=("b", TEXT), purpose="batch")
+        await files.create(file=("c", b"x" * (30_000 - len(TEXT))), purpose="evals")
+        with pytest.raises(BadRequestError, match=" 0 of them"):
+            await house.red.client.batches.create(
+                input_file_id=first.id, endpoint="/v1/completions", completion_window="24h"
+            )
+        await files.delete(first.id)
+        await files.create(file=("b", TEXT), purpose="batch")
 
 
 async def test_a_large_file_streams(house: House) -> None:

@@ -37,7 +37,7 @@ from stoa.simulator.baselines import (
     SpotHedge,
     StaticPeak,
 )
-from stoa.simulator.baselines.clairvoyant import Clairvoyant
+from stoa.simulator.baselines.clairvoyant import Clairvoyant, Foresight
 from stoa.simulator.baselines.forecast import arima
 
 PROFILE = Profile(
@@ -278,6 +278,29 @@ def test_clairvoyant_launches_a_startup_ahead() -> None:
     """What the plan needs in a bin is asked for as long before as a replica takes to start."""
     plan = Clairvoyant([1.0, 1.0, 4.0, 1.0], bin_s=60.0, startup_s=60.0, headroom=0.0)
     assert targets(plan, [snapshot(t) for t in (0.0, 60.0, 120.0, 180.0)]) == [1, 4, 4, 1]
+
+
+def test_foresight_leaves_before_machines_do() -> None:
+    """It launches where machines last, replaces them a startup ahead of their loss, and pays on demand where none lasts."""
+    hour = np.arange(60)
+    short = SpotTrace(60.0, (hour < 30).astype(np.int64) * 2)  # two machines for half an hour
+    long = SpotTrace(
+        60.0, ((hour < 10) | (hour >= 20)).astype(np.int64)
+    )  # one, away between minutes 10 and 20
+    zones = [Zone("a", 3.0, 1.0, short, 120.0), Zone("b", 3.0, 1.0, long, 120.0)]
+    placement = Foresight({zone.name: zone.spot for zone in zones if zone.spot is not None}, least_s=300.0)
+    offers = [OfferSeen(offer) for zone in zones for offer in zone.offers()]
+    seen = snapshot(0.0, offers=offers)
+    first, _ = placement.place(seen, 3, None)
+    assert [(x.offer.zone, x.offer.market, x.count) for x in first.launch] == [
+        ("a", "spot", 2), ("b", "spot", 1)
+    ]  # fmt: skip
+    fleet = [*replicas(2, offers[0].offer), *replicas(1, offers[2].offer)]
+    late, _ = placement.place(replace(seen, now_s=1700.0, replicas=fleet), 2, None)
+    assert [(x.offer.market, x.count) for x in late.launch] == [("on_demand", 1)]
+    assert late.drain == (fleet[0].id,)
+    less, _ = placement.place(replace(seen, now_s=1300.0, replicas=fleet), 1, None)
+    assert sorted(less.drain) == [r.id for r in fleet[:2]]
 
 
 def test_arima_continues_a_wave_and_a_line() -> None:

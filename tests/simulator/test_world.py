@@ -96,6 +96,15 @@ def test_a_machine_that_goes_without_notice_loses_nothing() -> None:
     assert result.stall_max_s == pytest.approx(130, abs=4 * STEP_S)
 
 
+def test_handing_over_takes_its_time() -> None:
+    """An idle replica that is drained is paid until its controller has heard of it."""
+    quick, slow = (
+        run(requests((1.0, 1, 1)), Script({0.0: launch(2), 50.0: drain(0)}), until_s=100.0, options=options)
+        for options in ({}, {"handover_s": 7.0})
+    )
+    assert slow.cost_usd - quick.cost_usd == pytest.approx(3.6 / 3600 * 7)
+
+
 def test_a_drained_replica_is_paid_until_its_requests_are_elsewhere() -> None:
     """With `finish` it stays until they have ended, unless its machine is about to go."""
     trace = requests((40.0, 1, 400))

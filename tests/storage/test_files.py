@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from sqlalchemy import select
 
 from stoa.errors import ConfigError, InvalidRequest, NotFound, RequestTooLarge
 from stoa.storage.database import Database
-from stoa.storage.files import GIVEN_UP_S, FileRow, Files, StoredFile
+from stoa.storage.files import GIVEN_UP_S, FileRow, Files, StorageFull, StoredFile
 from stoa.storage.objects import (
     LocalObjects,
     ObjectStore,
@@ -225,3 +227,72 @@ class TestFiles:
             mine = await files.get("red", "file-ours")
             assert mine.size_bytes == len(text)
             assert await bytes_of(files.content(mine)) == text
+
+
+class TestRoom:
+    """Of all files of a project together."""
+
+    @pytest.fixture
+    def small(self, files: Files) -> Files:
+        return replace(files, max_stored_bytes=2500)
+
+    async def test_a_full_project_takes_no_more(self, small: Files, clock: ManualClock) -> None:
+        """How much is left is told; deleted and expired files make room again, and others have theirs."""
+        first, second = [await upload(small, 1000, expires=hour) for hour in (None, 3600)]
+        with pytest.raises(StorageFull, match="may take 2500 bytes, 500 of them are left"):
+            await upload(small, 501)
+        await upload(small, 500)
+        with pytest.raises(StorageFull):
+            await small.check_room("red")
+        with pytest.raises(StorageFull):
+            await upload(small, 1)
+        await upload(small, 0)
+        await upload(small, 1000, project="blue")
+        await small.delete("red", first.id)
+        await small.check_room("red")
+        await upload(small, 1000)
+        clock.pass_s(3600)
+        await upload(small, 1000)
+        assert second.size_bytes == 1000
+
+    async def test_uploads_at_once_do_not_exceed_it(self, small: Files, database: Database) -> None:
+        """However they come in; what broke off has given its room back."""
+        done = await asyncio.gather(*(upload(small, 600) for _ in range(12)), return_exceptions=True)
+        stored = [each.size_bytes for each in done if isinstance(each, StoredFile)]
+        assert {type(each) for each in done} == {StoredFile, StorageFull}
+        assert 600 <= sum(stored) <= 2500
+        async with database.read(EVERY_PROJECT) as session:
+            sizes = [row.size_bytes for row in await session.scalars(select(FileRow))]
+        assert sorted(sizes) == sorted(stored)
+        for _ in range(4 - len(stored)):
+            await upload(small, 600)
+        with pytest.raises(StorageFull):
+            await upload(small, 600)
+
+    async def test_what_arrives_has_its_room_already(self, small: Files) -> None:
+        """As it comes in, and not only when it is complete."""
+        async with small.arrival("red") as arrival:
+            await arrival.write(pieces(*[b"x" * 100] * 10))
+            with pytest.raises(StorageFull):
+                await upload(small, 2000)
+        await upload(small, 1000)
+
+    async def test_our_own_files_are_always_written(self, small: Files) -> None:
+        """They count all the same."""
+        async with small.arrival("red", "file-ours") as arrival:
+            await arrival.write(pieces(b"x" * 9000))
+            await arrival.finish("out.jsonl", "batch_output")
+        with pytest.raises(StorageFull, match=" 0 of them"):
+            await upload(small, 1)
+
+    async def test_without_a_limit_there_is_none(self, files: Files) -> None:
+        """That is 0."""
+        for _ in range(5):
+            await upload(files, 1000)
+        await files.check_room("red")
+
+
+async def upload(files: Files, size: int, *, project: str = "red", expires: int | None = None) -> StoredFile:
+    async with files.arrival(project) as arrival:
+        await arrival.write(pieces(*[b"x" * 100] * (size // 100), b"x" * (size % 100)))
+        return await arrival.finish("a.txt", "user_data", expires_after_s=expires)

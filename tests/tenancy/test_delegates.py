@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from stoa.errors import Unauthorized
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from stoa.errors import DatabaseUnavailable, Unauthorized
 from stoa.storage.database import Database
+from stoa.storage.scope import Scope
 from stoa.tenancy.authority import STATIC_KEY_ID, Authority
 from stoa.tenancy.delegates import Delegates
 from stoa.tenancy.office import open_office
@@ -63,3 +69,61 @@ async def test_without_a_key_it_is_the_project(database: Database) -> None:
         found = await delegates.principal("default", key_id)
         assert (found.project_id, found.key_id, found.is_admin) == ("default", key_id, False)
         assert found.may("model.request")
+
+
+class SlowDatabase(Database):
+    """Reads when it is let, and counts how often it is asked to."""
+
+    reads = 0
+    lost = False
+
+    @asynccontextmanager
+    async def read(self, scope: Scope | None = None) -> AsyncIterator[AsyncSession]:
+        self.reads += 1
+        await self.let.wait()
+        if self.lost:
+            raise DatabaseUnavailable("lost")
+        async with super().read(scope) as session:
+            yield session
+
+    let: asyncio.Event
+
+
+@pytest.fixture
+async def slow(database_url: str) -> AsyncIterator[SlowDatabase]:
+    found = SlowDatabase(database_url)
+    found.let = asyncio.Event()
+    yield found
+    await found.close()
+
+
+async def test_many_who_ask_at_once_make_one_read(slow: SlowDatabase) -> None:
+    """Who gives up meanwhile does not take it from the others; another project's is a read of its own."""
+    delegates = Delegates(slow, clock=ManualClock())
+    asking = [asyncio.ensure_future(delegates.principal("default", None)) for _ in range(100)]
+    other = asyncio.ensure_future(delegates.principal("other", None))
+    await asyncio.sleep(0.01)
+    for task in asking[:50]:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    slow.let.set()
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(each, asyncio.CancelledError) for each in found[:50])
+    assert {each.project_id for each in found[50:] if not isinstance(each, BaseException)} == {"default"}
+    with pytest.raises(Unauthorized):
+        await other
+    assert slow.reads == 2
+
+
+async def test_a_failed_read_is_not_remembered(slow: SlowDatabase) -> None:
+    """All who waited for it are told; who asks then reads again."""
+    delegates = Delegates(slow, clock=ManualClock())
+    slow.lost = True
+    asking = [asyncio.ensure_future(delegates.principal("default", None)) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    slow.let.set()
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(each) for each in found} == {DatabaseUnavailable}
+    slow.lost = False
+    assert (await delegates.principal("default", None)).project_id == "default"
+    assert slow.reads == 2

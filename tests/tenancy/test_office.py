@@ -323,6 +323,8 @@ BAD: dict[str, tuple[str, Callable[[Office, str], Awaitable[Any]]]] = {
     "long name": ("name", lambda o, p: o.projects.create(ORG, "x" * 257, actor="a")),
     "two lines": ("name", lambda o, p: o.keys.create(ORG, p, name="a\nb", actor="a")),
     "no weight": ("weight", lambda o, p: o.projects.update(ORG, p, weight=0, actor="a")),
+    "hardly a weight": ("weight", lambda o, p: o.projects.update(ORG, p, weight=1e-320, actor="a")),
+    "too great a weight": ("weight", lambda o, p: o.projects.update(ORG, p, weight=1001, actor="a")),
     "not a weight": ("weight", lambda o, p: o.projects.update(ORG, p, weight=float("nan"), actor="a")),
     "negative limit": (
         "tokens_per_minute",

@@ -49,12 +49,16 @@ class Batches:
         metadata: Mapping[str, str] | None = None,
         output_expires_after_s: int | None = None,
     ) -> Batch:
-        """Its lines run as `principal`. Raises InvalidRequest, NotFound, DatabaseUnavailable."""
+        """Its lines run as `principal`. Raises InvalidRequest, StorageFull, NotFound, DatabaseUnavailable."""
         project_id = principal.project_id
         assert project_id is not None, "the caller has checked it"
         if endpoint not in ENDPOINTS:
-            raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
+            accepted = ", ".join(ENDPOINTS)
+            raise InvalidRequest(
+                f"endpoint {endpoint[:100]!r} has no batches; accepted: {accepted}", param="endpoint"
+            )
         _check_metadata(metadata or {})
+        await self.files.check_room(project_id)
         now = int(self.clock())
         row = BatchRow(
             id=f"batch_{secrets.token_hex(16)}",

@@ -16,7 +16,7 @@ from stoa.batches.lines import Line, cut, read_line
 from stoa.batches.pace import Pace, Progress, pace
 from stoa.batches.results import Result, result_of
 from stoa.batches.sender import Again, Answer, Asked, Sender, again, refused
-from stoa.batches.throttle import MOST
+from stoa.batches.throttle import MOST, Place
 from stoa.batches.work import Work
 from stoa.engine.request import ServiceClass
 from stoa.errors import NotFound, StoaError
@@ -40,6 +40,15 @@ class Equipment:
     tick_s: float = 0.25
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A line that has been sent and has no answer yet."""
+
+    line: Line
+    service: ServiceClass
+    place: Place
+
+
 class Feed:
     """`results` are taken from here by whoever writes them down. `input_gone`: the file could not be read to its end."""
 
@@ -50,7 +59,7 @@ class Feed:
         self._batch, self._file, self._done, self._tools = batch, input_file, done, tools
         self._todo = batch.total - len(done)
         self._again: deque[Line] = deque()
-        self._sending: dict[asyncio.Task[None], tuple[Line, ServiceClass]] = {}
+        self._sending: dict[asyncio.Task[None], Sent] = {}
         self._changed = asyncio.Event()
         self._width = float(MOST)  # what the project's limits seem to let through at once
         self._resume_at = 0.0
@@ -61,9 +70,9 @@ class Feed:
         try:
             async with asyncio.TaskGroup() as group, aclosing(self._lines()) as lines:
                 async for line in lines:
-                    service = await self._place()
+                    service, place = await self._place()
                     task = group.create_task(self._send(line, service))
-                    self._sending[task] = line, service
+                    self._sending[task] = Sent(line, service, place)
                     task.add_done_callback(self._sent)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -96,24 +105,24 @@ class Feed:
         """With nothing else left to send, an urgent batch does not wait for what it has sent to fill idle time."""
         if self._pace().service_class == "interactive":
             for task in self._sent_as("batch"):
-                self._again.append(self._sending[task][0])
+                self._again.append(self._sending[task].line)
                 task.cancel()
 
     def _sent_as(self, service: ServiceClass) -> list[asyncio.Task[None]]:
         """Those that still run."""
-        mine = [task for task, (_, its) in self._sending.items() if its == service]
+        mine = [task for task, sent in self._sending.items() if sent.service == service]
         return [task for task in mine if not task.done() and not task.cancelling()]
 
-    async def _place(self) -> ServiceClass:
+    async def _place(self) -> tuple[ServiceClass, Place]:
         """Waits until one more may be sent; as what."""
         while True:
             if self._may_send():
                 now = self._pace()
+                urgent = len(self._sent_as("interactive")) < now.least
                 try:
                     async with asyncio.timeout(_PATIENCE * self._tools.tick_s):
-                        urgent = len(self._sent_as("interactive")) < now.least
-                        await self._tools.work.throttle.enter(beyond=urgent)
-                    return now.service_class
+                        throttle = self._tools.work.throttle
+                        return now.service_class, await throttle.enter(self._batch.project_id, urgent=urgent)
                 except TimeoutError:
                     continue
             await self._change()
@@ -160,8 +169,7 @@ class Feed:
         self.results.append(result_of(line.number, line.custom_id, request_id, answer))
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        del self._sending[task]
-        self._tools.work.throttle.leave()
+        self._tools.work.throttle.leave(self._sending.pop(task).place)
         self._changed.set()
 
     async def _answer(self, line: Line, request_id: str, service: ServiceClass) -> Answer:

@@ -13,6 +13,7 @@ from stoa.batches.batch import LineError
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 9 << 20  # a body within the server's limit, and what is around it
 MAX_ERRORS = 100  # told of one file
+MAX_MODEL_CHARS = 512
 _BOM = b"\xef\xbb\xbf"
 _NAMED = re.compile(r"`\$\.(\w+)|field `(\w+)`")
 
@@ -96,6 +97,9 @@ def read_line(raw: RawLine, endpoint: str) -> tuple[Line, str]:
     if request.url != endpoint:
         message = f"The URL of this request does not match the batch's endpoint, {endpoint}."
         raise _invalid(raw, "url_mismatch", message, "url")
+    if not 1 <= len(body.model) <= MAX_MODEL_CHARS or not body.model.isprintable():
+        message = f"model must be 1 to {MAX_MODEL_CHARS} printable characters."
+        raise _invalid(raw, "invalid_request", message, "body.model")
     if body.stream:
         raise _invalid(raw, "invalid_request", "A batch does not stream; leave 'stream' out.", "body.stream")
     return Line(raw.number, request.custom_id, bytes(request.body)), body.model

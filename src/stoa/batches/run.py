@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +24,10 @@ from stoa.storage.carrying import carried_through
 
 _LOOK_S = 1.0  # how often it is looked whether somebody cancelled
 _GONE = LineError("input_file_gone", "The input file was deleted before the batch had ended.")
+_FAULT = LineError(
+    "server_error", "The server had an error when it looked at the input file; its log has more."
+)
+log = structlog.get_logger("stoa.batches")
 
 
 class BatchRun:
@@ -43,7 +48,7 @@ class BatchRun:
                 else:
                     ending = end(batch, self._lease, self._leases, self._tools.files, self._tools.work)
                     await carried_through(self._while_held(ending, batch))
-        except StoaError:
+        except Exception:
             await self._leave(at_once=False)
             raise
         except BaseException:
@@ -53,6 +58,22 @@ class BatchRun:
     # -- validating
 
     async def _validate(self, batch: Batch) -> None:
+        """What time may mend is tried again within the window; all else fails the batch."""
+        try:
+            await self._judge(await self._inspect(batch))
+        except LeaseLost:
+            raise
+        except StoaError as error:
+            if self._leases.clock() < batch.expires_at:
+                raise
+            message = f"The input file could not be looked at within the completion window: {error.message}"
+            await self._judge(Inspection(batch.endpoint, errors=[LineError("server_error", message)]))
+        except Exception:
+            log.exception("a batch cannot be validated", batch=batch.id)
+            await self._judge(Inspection(batch.endpoint, errors=[_FAULT]))
+
+    async def _inspect(self, batch: Batch) -> Inspection:
+        """Raises StorageUnavailable, DatabaseUnavailable."""
         inspection = Inspection(batch.endpoint)
         try:
             file = await self._tools.files.get(batch.project_id, batch.input_file_id)
@@ -66,6 +87,10 @@ class BatchRun:
             inspection.errors.append(_GONE)
         except InvalidLine as invalid:
             inspection.errors.append(invalid.error)
+        return inspection
+
+    async def _judge(self, inspection: Inspection) -> None:
+        """Raises LeaseLost, DatabaseUnavailable."""
 
         async def judge(session: AsyncSession, row: BatchRow) -> None:
             if row.status != "validating":  # cancelled meanwhile

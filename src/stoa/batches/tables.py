@@ -25,7 +25,7 @@ class BatchRow(ProjectOwned, Base):
     completion_window: Mapped[str] = mapped_column(String(16))
     status: Mapped[str] = mapped_column(String(16), index=True)
     labels: Mapped[dict[str, str] | None] = mapped_column(JSON)  # `metadata` in the API
-    model: Mapped[str | None] = mapped_column(String(512))
+    model: Mapped[str | None] = mapped_column(String(512))  # MAX_MODEL_CHARS
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     output_file_id: Mapped[str | None] = mapped_column(String(64))
     error_file_id: Mapped[str | None] = mapped_column(String(64))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp
 
 from stoa.batches import Batches, BatchRunner
+from stoa.batches.throttle import Throttle
+from stoa.batches.work import Work
 from stoa.config import Settings
 from stoa.engine.stats import EngineStats
 from stoa.server.inside import Inside
@@ -36,8 +38,9 @@ class Batching:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def open_batching(settings: Settings, database: Database) -> Batching:
-    """Raises ConfigError."""
+def open_batching(settings: Settings, database: Database, in_flight: Callable[[], int]) -> Batching:
+    """`in_flight`: requests of everybody that the gateway has at the moment. Raises ConfigError."""
     objects = open_objects(settings.files_url, settings.home_path)
-    files = Files(database, objects, settings.max_file_bytes)
-    return Batching(files, Batches(database, files))
+    files = Files(database, objects, settings.max_file_bytes, settings.max_stored_bytes)
+    throttle = Throttle(max_queue=settings.max_queue, in_flight_of_all=in_flight)
+    return Batching(files, Batches(database, files, work=Work(throttle=throttle)))

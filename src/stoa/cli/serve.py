@@ -60,6 +60,9 @@ def serve(
         str | None, typer.Option(help="where files lie: s3://… by fsspec; default: under home")
     ] = None,
     max_file_bytes: Annotated[int | None, typer.Option(help="larger uploads to /v1/files get 413")] = None,
+    max_stored_bytes: Annotated[
+        int | None, typer.Option(help="of one project's files together; 0: no limit")
+    ] = None,
     drain_s: Annotated[float | None, typer.Option(help="time for running requests on SIGTERM")] = None,
     cluster: Annotated[
         str | None, typer.Option(help="local, auto (a node of a Ray cluster), ray://HOST:PORT, or HOST:PORT")
@@ -152,7 +155,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             opened = open_remote(remote, model_id, service.tokenizer, tenancy)
             fleet.add(opened, slots=remote.max_in_flight, handicap_s=remote.handicap_s)
             await opened.start()
-        batching = open_batching(settings, tenancy.database)
+        batching = open_batching(settings, tenancy.database, lambda: fleet.in_flight)
         await _serve_http(settings, service, served, batching, starting, listener)
     finally:
         starting.cancel()

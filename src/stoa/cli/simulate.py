@@ -15,6 +15,8 @@ from stoa.errors import ConfigError
 if TYPE_CHECKING:
     from stoa.simulator import Result, Zone
 
+_LEAST_TICK_S = 0.001
+
 
 def simulate(
     trace: Annotated[
@@ -59,6 +61,12 @@ def simulate(
         typer.Option(help="adapters a replica holds at once, if the trace has them; 0: they do not matter"),
     ] = 64,
     drain: Annotated[str, typer.Option(help="migrate or finish: requests of drained replicas")] = "migrate",
+    order: Annotated[
+        str,
+        typer.Option(
+            help="deadline or arrival: of waiting requests, those that can be in time first, or as they come"
+        ),
+    ] = "deadline",
     ttft_s: Annotated[float, typer.Option(help="target for the first token")] = 2.0,
     attainment: Annotated[float, typer.Option(help="share of requests that must meet it")] = 0.99,
     min_replicas: Annotated[int, typer.Option()] = 0,
@@ -83,17 +91,22 @@ def simulate(
     from stoa.simulator import simulate as run
     from stoa.simulator.choice import choose_policy
     from stoa.simulator.scenario import read_profile, read_zones
+    from stoa.simulator.traces import LATEST_S
 
-    if drain not in ("migrate", "finish"):
-        raise ConfigError(f"drain {drain!r} is unknown; accepted: migrate, finish", param="drain")
-    _check_positive(tick_s=tick_s, ttft_s=ttft_s, attainment=attainment, rate=rate)
-    _check_not_negative(
-        notice_s=notice_s,
-        startup_s=startup_s,
-        jitter_s=jitter_s,
-        spot_scale=spot_scale,
-        adapters_each=adapters_each,
-    )
+    _check_choice("drain", drain, "migrate", "finish")
+    _check_choice("order", order, "deadline", "arrival")
+    _check_above_0(ttft_s=ttft_s, rate=rate, attainment=attainment)
+    _check_between(0, 1, attainment=attainment, startup_spread=startup_spread)
+    _check_between(_LEAST_TICK_S, LATEST_S, tick_s=tick_s)
+    _check_between(
+        0, LATEST_S,
+        ttft_s=ttft_s, notice_s=notice_s, startup_s=startup_s, jitter_s=jitter_s, idle_s=idle_s,
+        measure_from_s=measure_from_s, until_s=0 if until_s is None else until_s,
+    )  # fmt: skip
+    _check_between(-LATEST_S, LATEST_S, spot_offset_s=spot_offset_s)
+    _check_between(0, 1_000_000, spot_scale=spot_scale, adapters_each=adapters_each)
+    _check_between(1, 1_000_000, max_replicas=max_replicas)
+    _check_between(0, max_replicas, min_replicas=min_replicas)
     places = read_zones(zones) if zones is not None else _zones(
         on_demand_hourly, spot_hourly, spot or [], spot_scale, spot_offset_s, spot_inverted, startup_s
     )  # fmt: skip
@@ -106,7 +119,8 @@ def simulate(
         slo=Slo(ttft_s, attainment), bounds=Bounds(min_replicas, max_replicas, idle_s), seed=seed, tick_s=tick_s,
         until_s=until_s,
         options=Options(
-            notice_s=notice_s, drain="finish" if drain == "finish" else "migrate", startup_spread=startup_spread,
+            notice_s=notice_s, drain="finish" if drain == "finish" else "migrate",
+            order="arrival" if order == "arrival" else "deadline", startup_spread=startup_spread,
             measure_from_s=measure_from_s, room=max_replicas + 256, adapters_each=adapters_each,
         ),
     )  # fmt: skip
@@ -137,16 +151,21 @@ def _zones(
     )
 
 
-def _check_positive(**values: float) -> None:
+def _check_choice(name: str, value: str, *accepted: str) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{name} {value!r} is unknown; accepted: {', '.join(accepted)}", param=name)
+
+
+def _check_above_0(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; accepted: above 0", param=name)
 
 
-def _check_not_negative(**values: float) -> None:
+def _check_between(least: float, most: float, **values: float) -> None:
     for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{name} is {value}; accepted: 0 or above", param=name)
+        if not least <= value <= most:
+            raise ConfigError(f"{name} is {value}; accepted: {least} to {most}", param=name)
 
 
 def _show(

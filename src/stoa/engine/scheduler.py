@@ -1,9 +1,7 @@
 """What runs in the next step, and who gives way when memory is short.
 
-Service class goes first, then fairness among the projects of a class (`fairness.py`); of a project's requests those
-whose first token can still be in time (`ttft_target_s`), then the late ones, each by arrival. So when more comes than
-can be served, only what is too much is late, and not all that comes behind it. Nobody is set aside for more than
-two minutes. A step is filled in this order:
+Service class goes first, then fairness among the projects of a class (`fairness.py`), then whether the first token can
+still be in time (`deadlines.py`), then arrival. A step is filled in this order:
 
     1. interactive, projects within their share: rows of sequences that decode, then prompts in chunks, then new ones
     2. interactive, projects beyond their share: the same, as far as the step stays short (`step_target_s`)
@@ -28,6 +26,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from stoa.engine.cost import RowCost, StepTime
+from stoa.engine.deadlines import Deadlines
 from stoa.engine.fairness import FairShares
 from stoa.engine.memory.adapter_cache import AdapterCache
 from stoa.engine.memory.blocks import BlockTable
@@ -39,7 +38,6 @@ _AUTO_TARGET = 3.0  # steps shared with projects beyond their share take so many
 _LEAST_WORK = 16.0  # but no less than so many rows
 _OUTPUT_TOKEN = 2.0  # what VTC counts an output token as, in prompt tokens
 _EXPECTED_S = 10.0  # the next interactive request may come so long after the last
-_LATE_MOST_S = 120.0  # who has waited longer goes before those in time
 _INTERACTIVE, _BATCH = 0, 1  # ranks of classes, the first of a priority
 
 
@@ -60,8 +58,8 @@ class Scheduler:
         step_target_s: float = 0.0,
         ttft_target_s: float = 0.0,
     ) -> None:
-        """`count_tokens`: shares are counted in tokens, not in what they cost. `ttft_target_s`: 0: requests come by
-        arrival."""
+        """`count_tokens`: shares are counted in tokens, not in what they cost. `ttft_target_s`: see
+        `Deadlines`."""
         self.blocks = blocks
         self.adapters = adapters
         self.max_num_seqs = max_num_seqs
@@ -72,7 +70,7 @@ class Scheduler:
         self._batch_shares = FairShares(shares.enabled, shares.clock)  # batches cost no interactive share
         self.count_tokens = count_tokens
         self.step_target_s = step_target_s
-        self.ttft_target_s = ttft_target_s
+        self.deadlines = Deadlines(ttft_target_s)  # of the interactive class
         self.times = StepTime()
         self.waiting: list[Sequence] = []  # by priority
         self.running: list[Sequence] = []  # by priority
@@ -90,8 +88,8 @@ class Scheduler:
             self.adapters.prefetch(seq.request.adapter)
         self.shares_of(seq).arrive(seq.project, seq.request.weight)
         self.shares_of(seq).wait(seq.project)
-        if self.ttft_target_s and seq.priority[0] == _INTERACTIVE:
-            seq.due_s = self.shares.clock() - seq.request.waited_s + self.ttft_target_s
+        if seq.priority[0] == _INTERACTIVE:
+            self.deadlines.arrived(seq, self.shares.clock())
         bisect.insort(self.waiting, seq, key=_priority)
 
     def remove(self, seq: Sequence) -> None:
@@ -157,18 +155,13 @@ class Scheduler:
             return Group.BATCH
         return Group.OVER if seq.project in self._over else Group.WITHIN
 
-    def _late_last(self, seqs: list[Sequence]) -> list[Sequence]:
-        """Behind the others those that are due before steps filled by others could have computed them."""
-        now_s = self.shares.clock()
-        step_s = self._fixed_s + self._per_work_s * self.max_batch_tokens
-        room = max(1, self.max_batch_tokens - len(self.running))
-
-        def is_late(seq: Sequence) -> bool:
-            waited_s = now_s - seq.due_s + self.ttft_target_s
-            first_in_s = math.ceil(seq.todo / room) * step_s
-            return now_s + first_in_s > seq.due_s and waited_s <= _LATE_MOST_S and not seq.num_output
-
-        return sorted(seqs, key=is_late)
+    def _by_deadline(self, seqs: list[Sequence]) -> list[Sequence]:
+        return self.deadlines.order(
+            seqs,
+            self.shares.clock(),
+            step_s=self._fixed_s + self._per_work_s * self.max_batch_tokens,
+            room=max(1, self.max_batch_tokens - len(self.running)),
+        )
 
     def _in_turn(self, seqs: list[Sequence], group: Group) -> Iterator[Sequence]:
         shares = self._batch_shares if group is Group.BATCH else self.shares
@@ -246,7 +239,7 @@ class Scheduler:
         # Those who come later may hold all places of a step; those before them then wait for no end of theirs.
         before = sum(group is Group.BATCH or s.priority[0] == _INTERACTIVE for s in self.running)
         slots = (2 if group is Group.WITHIN else 1) * self.max_num_seqs - before
-        for seq in self._in_turn(self._late_last(mine), group):
+        for seq in self._in_turn(self._by_deadline(mine), group):
             rows = self._room(seq, plan)
             if slots <= 0 or rows <= 0:
                 break
@@ -299,6 +292,7 @@ class Scheduler:
         assert took, "available pages could not be taken"
         self.waiting.remove(seq)
         bisect.insort(self.running, seq, key=_priority)
+        self.deadlines.admitted(seq, self.shares.clock())
         self._pay_ahead(seq)
         if seq.num_output == seq.num_resumed:
             seq.num_cached = min(seq.num_computed, seq.num_prompt)

@@ -194,7 +194,6 @@ class Controller:
         if life.phase == "starting" and status.phase == "ready":
             life.address, life.token, life.node = status.address, status.token, status.node
             life.enter("ready", now_s)
-            life.ready_s = now_s
             self._starts.succeeded()
             self._version += 1
             log.info("a replica is ready", replica=life.id, zone=life.offer.zone, market=life.offer.market)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import threading
 from typing import Literal, Protocol
 
@@ -10,7 +11,7 @@ from stoa.engine.accounting import Accounts
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
 from stoa.engine.usage import Interval, RequestUsage
-from stoa.errors import StoaError
+from stoa.errors import InvalidRequest, StoaError
 from stoa.fleet.wire import (
     Cancel,
     Drain,
@@ -148,6 +149,7 @@ class EngineLoop:
         engine = self.engine
         match message:
             case GenerationRequest():
+                _check(message)
                 engine.add_request(message)
                 self._owners[message.id] = port
             case Cancel():
@@ -183,6 +185,14 @@ class EngineLoop:
         accounts = self.engine.accounts
         started_ns = self._unsent[0].start_ns if self._unsent else accounts.started_ns
         port.send(KeepBooks(started_ns, accounts.pool_bytes))
+
+
+def _check(request: GenerationRequest) -> None:
+    """What the engine reckons with and trusts. Raises InvalidRequest."""
+    if not 0 < request.weight < math.inf:
+        raise InvalidRequest(f"weight is {request.weight}; accepted: numbers above 0", param="weight")
+    if not 0 <= request.waited_s < math.inf:
+        raise InvalidRequest(f"waited_s is {request.waited_s}; accepted: seconds", param="waited_s")
 
 
 def _refusal(request: GenerationRequest, error: StoaError) -> TokenEvent:

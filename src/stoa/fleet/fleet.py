@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import hashlib
 import math
 import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import msgspec
 import structlog
@@ -40,15 +42,16 @@ class Fleet:
         books: Books | None = None,
         max_queue: int = 1024,
         hold_s: float = 600.0,
+        again_s: float = 30.0,
         ttft_s: float = 2.0,
         costs: Costs | None = None,
         max_model_len: int = 0,
     ) -> None:
-        """`hold_s`: how long a request waits for a replica; `ttft_s`: the target for first tokens; `max_model_len`: what
-        to assume until a replica has told."""
+        """`hold_s`: how long a request waits for a replica; `again_s`: for another one, before it goes to a remote that has
+        refused it; `ttft_s`: the target for first tokens; `max_model_len`: what to assume until a replica has told."""
         self._books: Books = books or NoBooks()
         self.max_queue = max_queue
-        self.hold_s = hold_s
+        self.hold_s, self.again_s = hold_s, again_s
         self.visits = Visits(ttft_s, time.monotonic)
         self._placement = Placement(time.monotonic)
         self.members: dict[str, Member] = {}
@@ -252,37 +255,43 @@ class Fleet:
 
     # -- dispatching
 
-    async def place(self, ask: Ask) -> tuple[Member, Place]:
-        if (chosen := self._choose(ask)) is not None:
+    async def place(self, ask: Ask, refused: frozenset[str] = frozenset()) -> tuple[Member, Place]:
+        """`refused`: remotes that have given it up. They are asked again where nobody else takes it for `again_s`."""
+        others = replace(ask, not_at=ask.not_at | refused) if refused else ask
+        if (chosen := self._choose(others)) is not None:
             return chosen
         self.held += 1
         self.on_held()
         try:
-            return await self._wait_for_place(ask)
+            return await self._wait_for_place(ask, others)
         finally:
             self.held -= 1
 
-    async def _wait_for_place(self, ask: Ask) -> tuple[Member, Place]:
+    async def _wait_for_place(self, ask: Ask, others: Ask) -> tuple[Member, Place]:
+        """By `others`, for `again_s` or if there are none; then by `ask`."""
         deadline_s = time.monotonic() + self.hold_s
+        again_s = time.monotonic() + self.again_s
         while True:
-            changed = self._changed
-            if (chosen := self._choose(ask)) is not None:
+            changed, now_s = self._changed, time.monotonic()
+            if now_s >= again_s or not (self.holds or self.members.keys() - others.not_at):
+                others = ask
+            if (chosen := self._choose(others)) is not None:
                 return chosen
-            if self._is_hopeless(ask):
+            if self._is_hopeless(others):
                 raise EngineUnavailable("no replica can be started for this model; try again later")
-            try:
-                async with asyncio.timeout(deadline_s - time.monotonic()):
+            if now_s >= deadline_s:
+                raise EngineUnavailable(f"no replica has become ready for {self.hold_s:g} s; try again later")
+            until_s = deadline_s if others is ask else min(deadline_s, again_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until_s - now_s):
                     await changed.wait()
-            except TimeoutError:
-                raise EngineUnavailable(
-                    f"no replica has become ready for {self.hold_s:g} s; try again later"
-                ) from None
 
     def _is_hopeless(self, ask: Ask) -> bool:
         """Is it certain that no replica will take it? An engine that refuses to start, where none ever has, will refuse
         again; machines that fail, or a model that was there before, may come back."""
-        certain = self.hopeless is not None and not isinstance(self.hopeless, EngineUnavailable)
-        return certain and not self._proven and self.members.keys() <= ask.not_at
+        refused = self.hopeless is not None and not isinstance(self.hopeless, EngineUnavailable)
+        comes = self.starting or self._proven or self.members.keys() - ask.not_at
+        return refused and not comes
 
     def _choose(self, ask: Ask) -> tuple[Member, Place] | None:
         index = route(ask, self._view, self._rng)
@@ -299,11 +308,8 @@ class Fleet:
             prefix = prefix_chain(request.prompt_token_ids, salt)
         return Ask(request.project, adapter, len(request.prompt_token_ids), prefix)
 
-    def cannot_have(
-        self, request: GenerationRequest, refused: frozenset[str] = frozenset()
-    ) -> frozenset[str]:
-        """Replicas that cannot take it. Raises InvalidRequest if that is all of them and no others come. Who has `refused`
-        it is asked again only where nobody else is and no others come."""
+    def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
+        """Replicas that cannot take it. Raises InvalidRequest if that is all of them and no others come."""
         why = {
             m.replica.id: found
             for m in self.members.values()
@@ -312,8 +318,7 @@ class Fleet:
         if why and len(why) == len(self.members) and not self.holds:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(why.items()))
             raise InvalidRequest(f"no replica can take this request ({reasons})")
-        avoided = refused | why.keys()
-        return avoided if self.holds or not self.members.keys() <= avoided else frozenset(why)
+        return frozenset(why)
 
     def _admit(self, request: GenerationRequest) -> None:
         if self._stopping:

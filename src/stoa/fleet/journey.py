@@ -38,13 +38,13 @@ _MOST_SHADOWS = 4  # of one move, before it is good enough
 class Dispatcher(Protocol):
     """Finds replicas for journeys. Implemented by `fleet.Fleet`."""
 
-    def cannot_have(self, request: GenerationRequest, refused: frozenset[str]) -> frozenset[str]:
-        """Ids of replicas, with those that have `refused` it, as long as there are others. Raises InvalidRequest if none can
-        take it and none will come."""
+    def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
+        """Ids of replicas. Raises InvalidRequest if none can take it and none will come."""
         ...
 
-    async def place(self, ask: Ask) -> tuple[Member, Place]:
-        """Waits while no replica takes requests. Raises EngineUnavailable if none will."""
+    async def place(self, ask: Ask, refused: frozenset[str]) -> tuple[Member, Place]:
+        """Waits while no replica takes requests; those that have `refused` this one are the last resort. Raises
+        EngineUnavailable if none will."""
         ...
 
 
@@ -141,14 +141,10 @@ class Journey:
 
     async def _begin(self) -> Leg:
         request = self._next_request()
-        self._avoid(request)
-        return self._open(*await self._dispatcher.place(self.ask), request)
-
-    def _avoid(self, request: GenerationRequest) -> None:
-        """The router hears which replicas cannot have it."""
-        not_at = self._dispatcher.cannot_have(request, self._refused)
+        not_at = self._dispatcher.cannot_have(request)
         if not_at != self.ask.not_at:
             self.ask = replace(self.ask, not_at=not_at)
+        return self._open(*await self._dispatcher.place(self.ask, self._refused), request)
 
     def _next_request(self) -> GenerationRequest:
         """As its next leg gets it."""
@@ -171,7 +167,7 @@ class Journey:
             self._refused |= {leg.member.replica.id}
         if leg is self.shadow:
             self.shadow = None
-            self._avoid(leg.request)
+            self.ask = replace(self.ask, not_at=self.ask.not_at | self._refused)  # no other move goes there
         if leg is not self.speaker:
             return []
         if self.shadow is not None:

@@ -25,7 +25,6 @@ class Life:
     phase: LifePhase
     since_s: float  # in this phase
     adopted: bool = False  # launched by a controller before this one
-    ready_s: float = math.inf
     address: str = ""
     token: str = ""
     node: str = ""

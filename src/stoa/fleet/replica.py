@@ -21,7 +21,9 @@ from stoa.fleet.books import Books
 class Receiver(Protocol):
     """Who opened a request. Called on the event loop; never waits."""
 
-    def events(self, events: list[TokenEvent]) -> None: ...
+    def events(self, events: list[TokenEvent]) -> None:
+        """Each has one token, or none: where two replicas overlap in a move, the seam is between two events."""
+        ...
 
     def used(self, usage: RequestUsage, cost_nanos: int) -> None: ...
 

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stoa.errors import PermissionDenied, StoaError
+from stoa.errors import NotFound, PermissionDenied, StoaError
 from stoa.server.problems import problem
 from stoa.server.service import Authenticator
 from stoa.tenancy.principal import Principal
@@ -68,6 +68,8 @@ class Edge:
             await send(message)
 
         try:
+            if not scope["path"].isprintable():
+                raise NotFound("No such object: the URL holds characters that cannot be printed")
             if scope["path"].startswith("/v1/"):
                 principal = scope.get("stoa.principal")  # it is known where the request began in here
                 if principal is None:

@@ -12,6 +12,9 @@ DAY_S = 86_400.0
 class Options:
     notice_s: float = 120.0  # before a spot machine goes (AWS 120, GCP 30); 0: it goes at once
     drain: Literal["migrate", "finish"] = "migrate"  # what becomes of a drained replica's requests
+    handover_s: float = (
+        0.0  # a drained machine ends no sooner after that: until a controller has heard, and acted
+    )
     startup_spread: float = 0.0  # startups take startup_s · (1 ± so much), drawn evenly
     history_s: float = 2 * DAY_S  # what policies see of the past
     measure_from_s: float = (

@@ -207,9 +207,9 @@ class _World:
         while nobody else does."""
         idle = [m for m in self._lingering.values() if m.ends_s == _NEVER]
         for machine in (*idle, *self._emptying.values()):
-            emptied_s = self.fleet.emptied_s(machine.slot)
-            if emptied_s <= now_s:
-                self._end(machine, max(emptied_s, machine.since_s))
+            ends_s = max(self.fleet.emptied_s(machine.slot), machine.since_s + self._options.handover_s)
+            if ends_s <= now_s:
+                self._end(machine, ends_s)
 
     # -- the policy's turn
 

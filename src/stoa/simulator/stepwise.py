@@ -17,7 +17,16 @@ import numpy as np
 
 from stoa.fleet.policies.router import Ask, ReplicaLoad, View, route
 from stoa.simulator.core import HIST_BINS, Bin, Floats, Setup, Totals
-from stoa.simulator.stepwise_parts import LATE_MOST_S, RESUMED, Draws, Replica, Request, hist_bin, order_of
+from stoa.simulator.stepwise_parts import (
+    LATE_MOST_S,
+    LATE_SHARE,
+    RESUMED,
+    Draws,
+    Replica,
+    Request,
+    hist_bin,
+    order_of,
+)
 from stoa.simulator.traces import Requests
 
 
@@ -184,6 +193,7 @@ class StepwiseFleet:
             request = line[0]
             if self._memory(replica) + request.tokens + 1 > self._profile.kv_tokens:
                 break
+            replica.passed = 0 if line is replica.late else replica.passed + 1
             replica.running.append(line.pop(0))
             request.rows = min(left, request.tokens)
             left -= request.rows
@@ -192,10 +202,10 @@ class StepwiseFleet:
     def _next_in_line(
         self, replica: Replica, now_s: float, first_in_s: Callable[[int], float]
     ) -> list[Request]:
-        """The queue whose first comes next: those in time before the late ones, unless these have waited for too long.
+        """The queue whose first comes next: those in time before the late ones, but for the share of who waits for too long.
         `first_in_s`: until the first token of such a prompt, if others fill its steps up."""
         waiting, late = replica.waiting, replica.late
-        if late and now_s > late[0].arrival_s + LATE_MOST_S:
+        if late and now_s > late[0].arrival_s + LATE_MOST_S and replica.passed >= LATE_SHARE - 1:
             return late
         while waiting and self._setup.by_deadline and not waiting[0].emitted:
             first = waiting[0]

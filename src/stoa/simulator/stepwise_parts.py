@@ -10,7 +10,7 @@ from stoa.simulator.core import HIST_BINS, HIST_LEAST_S, HIST_MOST_S
 
 _SCALE = HIST_BINS / math.log(HIST_MOST_S / HIST_LEAST_S)
 _MASK = (1 << 64) - 1
-LATE_MOST_S = 120.0  # who waits longer goes before those in time, as in engine/scheduler.py
+LATE_MOST_S, LATE_SHARE = 120.0, 4  # who waits longer has one of so many places, as in engine/deadlines.py
 RESUMED = 1 << 62  # goes off the order of those that have had tokens elsewhere: they come first
 
 
@@ -46,6 +46,7 @@ class Replica:
     late: list[Request] = field(
         default_factory=list
     )  # without a token, and too late for one in time; by order
+    passed: int = 0  # admitted since one of these
     running: list[Request] = field(default_factory=list)
     step_ends_s: float = math.inf  # inf: idle
     in_step: bool = False

@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 Numbers = NDArray[np.int32]
 CHUNK = 1 << 13
 _LONGEST = 2**31 - 1
+LATEST_S = 315_576_000.0  # ten years: what is later is an error of the file
 _COLUMNS = {
     "arrival_s": ("arrival_s", "arrival", "timestamp", "arrived_at"),
     "prompt_tokens": ("prompt_tokens", "contexttokens", "input_length", "num_prefill_tokens"),
@@ -259,10 +260,12 @@ def _times(path: Path, lines: Sequence[int], texts: Sequence[Any], zero: np.date
 
 def _check_times(path: Path, lines: Sequence[int], arrival_s: Floats, last_s: float) -> None:
     """`last_s`: of the chunk before; -inf: order does not matter."""
-    bad = np.flatnonzero(~(np.isfinite(arrival_s) & (arrival_s >= 0)))
+    bad = np.flatnonzero(~((arrival_s >= 0) & (arrival_s <= LATEST_S)))
     if bad.size:
         i = int(bad[0])
-        raise InvalidTrace(f"{path}, line {lines[i]}: arrival at {arrival_s[i]} s; accepted: 0 or later")
+        raise InvalidTrace(
+            f"{path}, line {lines[i]}: arrival at {arrival_s[i]} s; accepted: 0 to {LATEST_S:.0f} (ten years)"
+        )
     if last_s == -math.inf:
         return
     back = np.flatnonzero(np.diff(arrival_s, prepend=last_s) < 0)

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def carried_through(work: Coroutine[Any, Any, T]) -> T:
-    """`work` to its end, also if the caller is cancelled meanwhile: the cancellation comes after it."""
+async def carried_through(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+    """`work` to its end, also if the caller is cancelled meanwhile: the cancellation comes after it. A task may have
+    several callers."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

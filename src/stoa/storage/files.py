@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
-from sqlalchemy import BigInteger, String, delete, or_, select, tuple_, update
+from sqlalchemy import BigInteger, String, delete, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql import ColumnElement
 
 from stoa.errors import Conflict, DatabaseUnavailable, InvalidRequest, NotFound, RequestTooLarge
 from stoa.storage.base import Base, ProjectOwned
+from stoa.storage.carrying import carried_through
 from stoa.storage.database import Database
 from stoa.storage.objects import ObjectStore, StorageUnavailable
 from stoa.storage.scope import EVERY_PROJECT, Scope
@@ -32,11 +35,19 @@ from stoa.storage.scope import EVERY_PROJECT, Scope
 GIVEN_UP_S = 86_400  # an arrival that has not ended by then never will
 _SWEEP_S = 60.0
 _SWEPT_AT_ONCE = 100
+_LEAST_STEP_BYTES, _MOST_STEP_BYTES = 1 << 20, 64 << 20  # that an upload takes of its project's room at once
+_TOO_LONG = "the upload took too long and was given up"
 log = structlog.get_logger()
 
 
+class StorageFull(InvalidRequest):
+    """The project's files have no room for more."""
+
+    code = "storage_limit_exceeded"
+
+
 class FileRow(ProjectOwned, Base):
-    """`state`: arriving, ready or leaving."""
+    """`state`: arriving, ready or leaving. `size_bytes`: of an upload that arrives, the room that it has taken."""
 
     __tablename__ = "files"
 
@@ -64,18 +75,20 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Files:
-    """`max_bytes`: of one file. `clock`: Unix time."""
+    """`max_bytes`: of one file; `max_stored_bytes`: of all files of a project, 0: any number. `clock`: Unix time."""
 
     database: Database
     objects: ObjectStore
     max_bytes: int = 512 << 20
+    max_stored_bytes: int = 0
     clock: Callable[[], float] = time.time
 
     @asynccontextmanager
     async def arrival(self, project_id: str, file_id: str | None = None) -> AsyncIterator[Arrival]:
         """Takes in a new file: write it, then finish it. What is not finished is deleted.
 
-        `file_id`: of a file that we make ourselves, of any size; made again, it takes the place of what was there.
+        `file_id`: of a file that we make ourselves, of any size, also if the project is full; made again, it takes the
+        place of what was there.
         Another process may be making the same, so what is not finished is left to `sweep`. Raises DatabaseUnavailable.
         """
         most_bytes = self.max_bytes if file_id is None else None
@@ -163,14 +176,61 @@ class Files:
             if swept < _SWEPT_AT_ONCE:
                 await asyncio.sleep(_SWEEP_S)
 
+    # -- room
+
+    async def check_room(self, project_id: str) -> None:
+        """Raises StorageFull, DatabaseUnavailable."""
+        if not self.max_stored_bytes:
+            return
+        async with self.database.read(Scope(project_id)) as session:
+            if not await self._left_bytes(session, project_id):
+                raise self._full(0)
+
+    async def take_room(self, arrival: Arrival, size_bytes: int) -> int:
+        """Room for an upload of at least so many bytes; returns how many. Raises StorageFull, Conflict if the upload was
+        given up meanwhile, DatabaseUnavailable."""
+        async with self.database.begin(Scope(arrival.project_id)) as session:
+            await self._take_turn(session, arrival.project_id)
+            left = await self._left_bytes(session, arrival.project_id, but=arrival.id)
+            if size_bytes > left:
+                raise self._full(left)
+            row = await session.get(FileRow, arrival.id)
+            if row is None:
+                raise Conflict(_TOO_LONG)
+            step_bytes = min(_MOST_STEP_BYTES, max(_LEAST_STEP_BYTES, size_bytes))
+            row.size_bytes = min(left, size_bytes + step_bytes)
+            return row.size_bytes
+
+    async def _take_turn(self, session: AsyncSession, project_id: str) -> None:
+        """Until the transaction ends nobody else counts this project's files. SQLite has one writer anyway."""
+        if not self.database.is_sqlite:
+            number = int.from_bytes(hashlib.sha256(project_id.encode()).digest()[:8], signed=True)
+            await session.execute(select(func.pg_advisory_xact_lock(number)))
+
+    async def _left_bytes(self, session: AsyncSession, project_id: str, but: str = "") -> int:
+        """That the project's files leave, beside the one `but`. What has expired takes no room."""
+        mine = (FileRow.project_id == project_id, FileRow.id != but, self._alive())
+        taken = await session.scalar(select(func.sum(FileRow.size_bytes)).where(*mine))
+        return max(0, self.max_stored_bytes - int(taken or 0))
+
+    def _full(self, left_bytes: int) -> StorageFull:
+        return StorageFull(
+            f"All files of a project may take {self.max_stored_bytes} bytes, {left_bytes} of them are left; "
+            "delete files that are not needed any more"
+        )
+
     # -- inside
 
-    def _visible(self) -> tuple[Any, ...]:
-        alive = or_(FileRow.expires_at.is_(None), FileRow.expires_at > int(self.clock()))
-        return FileRow.state == "ready", alive
+    def _alive(self) -> ColumnElement[bool]:
+        return or_(FileRow.expires_at.is_(None), FileRow.expires_at > int(self.clock()))
+
+    def _visible(self) -> tuple[ColumnElement[bool], ...]:
+        return FileRow.state == "ready", self._alive()
 
     async def _get(self, session: AsyncSession, file_id: str) -> FileRow:
-        row = await session.scalar(select(FileRow).where(FileRow.id == file_id, *self._visible()))
+        row = None
+        if file_id.isprintable():  # PostgreSQL takes no NUL in a text
+            row = await session.scalar(select(FileRow).where(FileRow.id == file_id, *self._visible()))
         if row is None:
             raise NotFound(f"No such File object: {file_id[:100]}", param="id")
         return row
@@ -201,7 +261,7 @@ class Arrival:
     finished: bool = field(default=False, init=False)
 
     async def write(self, chunks: AsyncIterator[bytes]) -> None:
-        """All of it. Raises RequestTooLarge, StorageUnavailable."""
+        """All of it. Raises RequestTooLarge, StorageFull, StorageUnavailable, DatabaseUnavailable."""
         limited = self._limited(chunks)
         self.size_bytes = await self.files.objects.put(_name(self.project_id, self.id), limited)
 
@@ -211,7 +271,7 @@ class Arrival:
         async with self.files.database.begin(Scope(self.project_id)) as session:
             row = await session.get(FileRow, self.id)
             if row is None or row.state == "leaving":
-                raise Conflict("the upload took too long and was given up")
+                raise Conflict(_TOO_LONG)
             row.filename, row.purpose, row.size_bytes = filename, purpose, self.size_bytes
             row.state, row.created_at = "ready", now
             row.expires_at = None if expires_after_s is None else now + expires_after_s
@@ -219,11 +279,14 @@ class Arrival:
         return _stored(row)
 
     async def _limited(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        size = 0
+        size = room_bytes = 0
+        limited = self.most_bytes is not None and self.files.max_stored_bytes
         async for chunk in chunks:
             size += len(chunk)
             if self.most_bytes is not None and size > self.most_bytes:
                 raise RequestTooLarge(f"The file is too large; accepted: up to {self.most_bytes} bytes")
+            if limited and size > room_bytes:
+                room_bytes = await carried_through(self.files.take_room(self, size))
             yield chunk
 
 

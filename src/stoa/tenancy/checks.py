@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from stoa.errors import Conflict, InvalidRequest
 
 MAX_LIMIT = 10**12
 MAX_NANOS = 10**18  # a thousand million dollars
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 MAX_TIME_S = 253_402_300_799  # the end of the year 9999
 
 
@@ -51,8 +51,8 @@ def check_nanos(value: object, param: str) -> int:
 
 def check_weight(weight: object) -> float:
     fits = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not fits or not math.isfinite(weight) or not 0 < weight <= 1e6:  # type: ignore[arg-type, operator]
-        raise InvalidRequest("weight must be more than 0 and at most 1000000", param="weight")
+    if not fits or not MIN_WEIGHT <= weight <= MAX_WEIGHT:  # type: ignore[operator]
+        raise InvalidRequest(f"weight must be {MIN_WEIGHT:g} to {MAX_WEIGHT:g}", param="weight")
     return float(weight)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@ they are by then, and only as long as the key is good."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from stoa.tenancy.facts import KeyFacts, read_key, read_project
 from stoa.tenancy.principal import Principal
 
 _MOST_KNOWN = 1_000
+_Name = tuple[str, str | None]  # project and key
 
 
 class Delegates:
@@ -25,7 +27,8 @@ class Delegates:
         self, database: Database, *, clock: Callable[[], float] = time.time, ttl_s: float = 5.0
     ) -> None:
         self._database, self._clock, self._ttl_s = database, clock, ttl_s
-        self._known: dict[tuple[str, str | None], tuple[KeyFacts | None, float]] = {}
+        self._known: dict[_Name, tuple[KeyFacts | None, float]] = {}
+        self._reading: dict[_Name, asyncio.Task[KeyFacts | None]] = {}
 
     async def principal(self, project_id: str, key_id: str | None) -> Principal:
         """`key_id` None: who asked needed no key. Raises Unauthorized, DatabaseUnavailable."""
@@ -39,11 +42,21 @@ class Delegates:
     async def _facts(self, project_id: str, key_id: str | None) -> KeyFacts | None:
         name, now = (project_id, key_id), self._clock()
         facts, read_at = self._known.get(name, (None, float("-inf")))
-        if not 0 <= now - read_at < self._ttl_s:
-            facts = await carried_through(self._read(project_id, key_id))
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[name] = facts, now
+        if 0 <= now - read_at < self._ttl_s:
+            return facts
+        if name not in self._reading:
+            self._reading[name] = asyncio.ensure_future(self._learn(name, now))
+        return await carried_through(self._reading[name])
+
+    async def _learn(self, name: _Name, now: float) -> KeyFacts | None:
+        """One at a time for a name, however many wait for it."""
+        try:
+            facts = await self._read(*name)
+        finally:
+            del self._reading[name]
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[name] = facts, now
         return facts
 
     async def _read(self, project_id: str, key_id: str | None) -> KeyFacts | None:

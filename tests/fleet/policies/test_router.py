@@ -25,6 +25,7 @@ from stoa.fleet.policies.router import (
 
 ADAPTERS = [f"adapter-{i}" for i in range(6)]
 CHAINS = [[f"{c}/{k}".encode() for k in range(8)] for c in "ab"]
+HANDICAPS_S = (0.0, 0.0, 0.5, 1e9)
 COSTS = Costs(prompt_token_s=1e-3, running_s=1e-2, slot_s=0.5, adapter_s=0.1, block_tokens=10)
 
 
@@ -36,6 +37,7 @@ def asks(draw: st.DrawFn) -> Ask:
         draw(st.sampled_from([None, *ADAPTERS])),
         draw(st.integers(0, 200)),
         chain,
+        frozenset(draw(st.sets(st.sampled_from(["r0", "r1", "r2"]), max_size=2))),
     )
 
 
@@ -50,8 +52,10 @@ def views(draw: st.DrawFn) -> View:
         place = view.send(index, ask)
         if ended:
             place.leave()
+    handicapped = draw(st.booleans())
     for load in view.replicas:
         load.taking = draw(st.booleans())
+        load.handicap_s = draw(st.sampled_from(HANDICAPS_S)) if handicapped else 0.0
     return view
 
 
@@ -59,7 +63,7 @@ def waits(view: View, ask: Ask) -> dict[int, float]:
     return {
         i: expected_wait_s(load, ask.project, view.costs)
         for i, load in enumerate(view.replicas)
-        if load.taking
+        if load.taking and load.id not in ask.not_at
     }
 
 
@@ -68,13 +72,54 @@ def most_saved_s(view: View, ask: Ask) -> float:
 
 
 @given(views(), asks(), st.integers())
-def test_only_a_replica_that_takes_requests_is_chosen(view: View, ask: Ask, seed: int) -> None:
-    """Whatever it holds, one that does not take is passed by; None exactly when nobody takes."""
+def test_only_a_replica_that_takes_the_request_is_chosen(view: View, ask: Ask, seed: int) -> None:
+    """Whatever it holds, one that does not take, or cannot have it, is passed by; None exactly when nobody is left."""
     index = route(ask, view, random.Random(seed))
-    if index is None:
-        assert not any(r.taking for r in view.replicas)
-    else:
-        assert view.replicas[index].taking
+    assert index in waits(view, ask) if index is not None else not waits(view, ask)
+
+
+@given(views(), asks(), st.integers())
+def test_a_handicap_is_paid_only_where_every_other_waits_longer(view: View, ask: Ask, seed: int) -> None:
+    """Without affinity: a paid fallback gets nothing while a replica of ours would serve sooner than its handicap."""
+    if ask.adapter is not None or view.prefixes.depths(ask.prefix):
+        return
+    index = route(ask, view, random.Random(seed))
+    seen = waits(view, ask)
+    if index is not None:
+        lowest_s = min(view.replicas[i].handicap_s for i in seen)
+        assert view.replicas[index].handicap_s == lowest_s or seen[index] == min(seen.values())
+
+
+@given(views(), st.sampled_from("pqr"), st.integers())
+def test_equals_are_drawn_as_the_simulators_twin_draws_them(view: View, project: str, seed: int) -> None:
+    """Without handicaps, refusals and affinity: two uniform draws, and a third to break a tie."""
+    ask = Ask(project)
+    for load in view.replicas:
+        load.handicap_s = 0.0
+    rng, seen = random.Random(seed), waits(view, ask)
+    two = list(seen)
+    if len(two) > 2:
+        first, second = int(rng.random() * len(two)), int(rng.random() * (len(two) - 1))
+        two = [two[first], two[second + (second >= first)]]
+    best = two[0] if two else None
+    if len(two) == 2 and seen[two[1]] == seen[two[0]]:
+        best = two[1] if rng.random() * 2 < 1 else two[0]
+    elif len(two) == 2 and seen[two[1]] < seen[two[0]]:
+        best = two[1]
+    assert route(ask, view, random.Random(seed)) == best
+
+
+def test_a_fallback_gets_what_ours_would_keep_waiting() -> None:
+    """An idle replica of ours is taken whatever else is there; an overflow remote once ours wait longer than it costs."""
+    view, rng = fleet(1), random.Random(0)
+    for name, handicap_s in (("over", 0.5), ("last 1", 1e9), ("last 2", 1e9)):
+        view.add(ReplicaLoad(name, handicap_s=handicap_s))
+    assert {route(Ask("p"), view, rng) for _ in range(100)} == {0}
+    view.replicas[0].running = 60  # 0.6 s
+    assert {route(Ask("p"), view, rng) for _ in range(100)} == {1}
+    assert {route(Ask("p", not_at=frozenset({"over"})), view, rng) for _ in range(100)} == {0}
+    view.replicas[0].taking = view.replicas[1].taking = False
+    assert {route(Ask("p"), view, rng) for _ in range(100)} == {2, 3}
 
 
 @given(views(), asks(), st.integers())

@@ -51,6 +51,7 @@ class FakeRemote:
     tokenizer: Tokenizer
     text: str = "Hello world"
     step: int = 3  # tokens in a chunk
+    pause_s: float = 0.0  # between chunks
     knows_ids: bool = True
     says_usage: bool = True
     max_loras: int = 99
@@ -79,6 +80,7 @@ class FakeRemote:
             if number == cut_after:
                 return
             part = mine[start : start + self.step]
+            await asyncio.sleep(self.pause_s)
             for index in range(body.get("n", 1)):
                 await wire.event({"choices": [self.choice(body, index, part)]})
         reason = "length" if len(mine) == most else "stop"

@@ -59,6 +59,23 @@ async def test_a_broken_answer_goes_on_at_the_other(make: MakeBench) -> None:
             assert [e.finish_reason for e in events if e.finish_reason] == ["stop"]
 
 
+async def test_a_planned_move_has_no_seam(make: MakeBench) -> None:
+    """Every token comes once, also where chunks of several overlap with what had been said."""
+    async with fleet_of_two(make) as (fleet, benches):
+        for bench, step in zip(benches, (4, 7), strict=True):
+            bench.remote.text, bench.remote.step, bench.remote.pause_s = TEXT * 5, step, 0.01
+        asked = asyncio.create_task(answer(fleet, request(params={"max_tokens": 450})))
+        await asyncio.sleep(0.05)
+        for name in ("r0", "r1", "r0", "r1"):
+            await fleet.drain(name, grace_s=5)
+            fleet.members[name].draining = False
+            fleet.changed()
+        text, events = await asked
+        assert text == TEXT * 5
+        assert len([t for e in events for t in e.token_ids]) == len(TEXT.encode()) * 5
+        assert len([b for bench in benches for b in bench.remote.bodies]) > 2
+
+
 async def test_no_request_is_lost_while_both_fail_at_random(make: MakeBench) -> None:
     """A hundred requests over remotes of which every third answer breaks."""
     faults = [cut(1), cut(2), cut(5), hang(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from stoa.engine.request import Grammar
 from stoa.errors import EngineUnavailable
 from tests.fleet.remote.conftest import Bench, Ear, MakeBench, request
-from tests.fleet.remote.fake_remote import PROMPT, cut, error, hang, raw, refuse
+from tests.fleet.remote.fake_remote import PROMPT, FakeRemote, Wire, cut, error, hang, raw, refuse
 
 TEXT = "Hello world"
 
@@ -40,6 +41,32 @@ async def test_an_answer_has_tokens_text_and_use(bench: Bench) -> None:
     assert ear.usage is not None
     assert (ear.usage.outcome, ear.usage.prompt_tokens, ear.usage.completion_tokens) == ("stop", 4, 11)
     assert "Authorization: Bearer sesame" in bench.remote.headers[-1]
+
+
+async def test_each_token_comes_by_itself(bench: Bench) -> None:
+    """As from an engine, with the text that it completes and its logprobs, however many the remote sends at once."""
+    ear = await bench.ask(request(params={"logprobs": 2, "stop": ("wor",)}))
+    assert [len(e.token_ids) for e in ear.heard] == [1] * len("Hello wor") + [0]
+    assert [e.text for e in ear.heard] == ["H", "e", "l", "l", "o", " ", "", "", "", ""]
+    assert [[p.token_id for p in e.logprobs or ()] for e in ear.heard] == [e.token_ids for e in ear.heard]
+
+
+@pytest.mark.parametrize("wrong", [-5_000_000, 2**31, 2**64 - 1, 1.5, "7", True, None])
+async def test_use_that_is_no_count_is_counted_here(wrong: object, make: MakeBench) -> None:
+    """Money and records go by it."""
+    bench: Bench = await make(fake={"knows_ids": False}, input_price=1000, output_price=1000)
+    usage = {
+        "prompt_tokens": wrong,
+        "completion_tokens": wrong,
+        "prompt_tokens_details": {"cached_tokens": wrong},
+    }
+    chunks = [{"choices": [{"text": "Hello wo", "finish_reason": "stop"}]}, {"choices": [], "usage": usage}]
+    bench.remote.script.append(raw(*(b"data: %s\n\n" % msgspec.json.encode(chunk) for chunk in chunks)))
+    ear = await bench.ask(request())
+    assert ear.usage is not None
+    assert (ear.usage.prompt_tokens, ear.usage.cached_tokens, ear.usage.completion_tokens) == (4, 0, 2)
+    assert ear.nanos == 6_000_000
+    assert bench.bought[0][1].estimated
 
 
 async def test_all_of_n_choices_come_in_one_question(bench: Bench) -> None:
@@ -132,6 +159,14 @@ async def test_a_filter_that_ends_an_answer_is_an_error(bench: Bench) -> None:
 
 # -- faults
 
+
+async def gzipped(fake: FakeRemote, body: dict[str, Any], wire: Wire) -> None:
+    """A megabyte in a few bytes, twice."""
+    wire.head(Content_Encoding="gzip, gzip")
+    await wire.send(gzip.compress(gzip.compress(b"\n" * (1 << 20))))
+    await wire.end()
+
+
 EVENT = b'data: {"choices":[{"index":0,"text":"H","token_ids":[39]}]}\n\n'
 FAULTS: dict[str, Any] = {
     "429": error(429, Retry_After="0"),
@@ -151,7 +186,9 @@ FAULTS: dict[str, Any] = {
     "no JSON": raw(EVENT, b"data: {{{\n\n"),
     "other JSON": raw(EVENT, b'data: {"choices": 7}\n\n'),
     "not UTF-8": raw(EVENT, b"data: \xff\xfe\n\n"),
+    "an encoded answer": gzipped,
     "a line without end": raw(EVENT, b"data: " + b"x" * (5 << 20)),
+    "a flood of choices": raw(b'data: {"choices":[' + b"{}," * 1000 + b'{"text":"a"}]}\n\n'),
     "ends without a finish": raw(EVENT, b"data: [DONE]\n\n"),
     "a choice that nobody asked for": raw(b'data: {"choices":[{"index":5,"text":"a","token_ids":[65]}]}\n\n'),
     "an error in the stream": raw(EVENT, b'data: {"error":{"message":"out of memory","code":500}}\n\n'),
@@ -170,6 +207,52 @@ async def test_after_any_fault_the_request_can_go_on_elsewhere(name: str, make: 
     assert TEXT.startswith(ear.text())
     assert bench.remote.tokenizer.decode(ear.tokens()) == ear.text()
     assert (await bench.ask(request("next"))).text() == TEXT
+
+
+async def test_a_flood_leaves_the_event_loop_to_others(bench: Bench) -> None:
+    """While it is read, and before the request is lost, others have many turns."""
+    bench.remote.script.append(raw(b"\n" * (1 << 20)))
+    asked = asyncio.create_task(bench.ask(request()))
+    turns = 0
+    while not asked.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert (await asked).losses == 1
+    assert turns > 200
+
+
+ECHO = {"error": {"message": "x" * 80 + " Authorization: Bearer sesame; " + "y" * 300, "code": 500}}
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        error(401, ECHO["error"]["message"]),
+        error(500, {"headers": ["Bearer sesame"]}),
+        raw(b"data: " + msgspec.json.encode(ECHO) + b"\n\n"),
+        raw(b"Bearer sesame", kind="sesame/sesame"),
+    ],
+)
+async def test_a_key_that_a_remote_repeats_is_not_shown(
+    behaviour: Any, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In no line of the log."""
+    bench.remote.script.append(behaviour)
+    assert (await bench.ask(request())).losses == 1
+    printed = capsys.readouterr().out
+    assert "did not answer a request" in printed
+    assert "sesame" not in printed
+
+
+async def test_a_client_gets_few_of_a_remotes_words(make: MakeBench) -> None:
+    """And no key among them, when an answer breaks off of which nobody knows the tokens."""
+    bench: Bench = await make(fake={"knows_ids": False})
+    chunk = {"choices": [{"text": "Hello"}]}
+    bench.remote.script.append(raw(*(b"data: %s\n\n" % msgspec.json.encode(c) for c in (chunk, ECHO))))
+    told = (await bench.ask(request())).ends[0].error
+    assert told is not None
+    assert "sesame" not in told
+    assert len(told) < 160
 
 
 async def test_nobody_there_is_a_loss_too(make: MakeBench) -> None:

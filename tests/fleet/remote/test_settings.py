@@ -8,7 +8,7 @@ import pytest
 
 from stoa.engine.request import Grammar
 from stoa.errors import ConfigError
-from stoa.fleet.remote import RemoteConfig, api_key, read_remotes
+from stoa.fleet.remote import Calls, RemoteConfig, api_key, read_remotes
 from stoa.fleet.remote.mapping import to_body, unfit
 from tests.fleet.remote.conftest import config, request
 
@@ -68,6 +68,20 @@ def test_a_router_sees_when_a_remote_is_wanted() -> None:
     ]
     assert found[:2] == [0, 3]
     assert found[2] > 10**6
+
+
+@pytest.mark.parametrize("key", ["sesame\n", "sesame\r\n", "se same", "sesam\x7f", "sésame", "\tsesame"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(key: str) -> None:
+    """When settings are read, and before anything is sent."""
+    tables = [TABLE | {"api_key_env": "THEIR_KEY"}]
+    for refuse in (
+        lambda: read_remotes(tables, environ={"THEIR_KEY": key}),
+        lambda: Calls(config("http://t/v1"), key),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            refuse()
+        assert "sam" not in caught.value.message
+        assert caught.value.param == "api_key_env"
 
 
 REGEX, LARK = Grammar(kind="regex", source="a+"), Grammar(kind="lark", source="start: x")

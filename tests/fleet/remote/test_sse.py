@@ -53,13 +53,13 @@ def test_garbage_is_ignored_or_refused(garbage: bytes) -> None:
         parse([garbage[:7], garbage[7:]])
 
 
-@pytest.mark.parametrize("piece", [b"x" * 10, b"data: " + b"x" * 4 + b"\n"])
+@pytest.mark.parametrize("piece", [b"x" * 10, b"x" * 101 + b"\n", b"data: " + b"x" * 4 + b"\n", b"data\n"])
 def test_lines_and_events_are_bounded(piece: bytes) -> None:
-    """A line that never ends and an event of endless lines are both refused."""
+    """A line that never ends and an event of endless lines are both refused, be the lines empty."""
     parser = EventParser(max_event_bytes=100)
 
     def flood() -> None:
-        for _ in range(100):
+        for _ in range(102):
             parser.feed(piece)
 
     with pytest.raises(BadStream):

@@ -16,7 +16,9 @@ are used. That pays for an adapter that many requests use; the fewer do, the lon
 1998): gateways place a cold adapter alike without talking, and where replicas come or go few homes move.
 
 A request without adapter and known prefix goes to the better of two at random (Mitzenmacher, 2001), which needs no
-fresh figures of all and, where several gateways send, makes no herd.
+fresh figures of all and, where several gateways send, makes no herd. The two are drawn among the replicas of the lowest
+handicap that can have it. Where the better of them waits longer than the next handicap, all are compared: a paid remote
+gets what every replica of ours would keep waiting for longer.
 
 `route` only reads. Who sends requests keeps the `View`: `add`, `remove`, `send` and the `Place` it returns.
 """
@@ -29,7 +31,7 @@ import random
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -243,7 +245,11 @@ def route(ask: Ask, view: View, rng: random.Random) -> int | None:
     replicas = view.replicas
     saved = _saved_s(ask, view)
     if not saved:
-        return _least(_two(replicas, rng), saved, ask, view, rng)[0]
+        two, next_s = _two(ask, replicas, rng)
+        best, cost_s = _least(two, saved, ask, view, rng)
+        if cost_s > next_s:
+            best, _ = _least(range(len(replicas)), saved, ask, view, rng)
+        return best
     near = [view.index[replica] for replica in saved]
     best, cost_s = _least(near, saved, ask, view, rng)
     if cost_s < 0:  # nobody else can cost less than nothing
@@ -300,7 +306,7 @@ def _saved_s(ask: Ask, view: View) -> dict[str, float]:
         there: Sequence[str] = view.adapters.holders(ask.adapter)
         loads = min(_MOST, _COPY + _RARE / (1 + view.flying.get(ask.adapter, 0)))
         if not there:
-            there, loads = homes(ask.adapter, view.replicas), 2
+            there, loads = homes(ask.adapter, view.replicas, ask.not_at), 2
         for replica in there:
             saved[replica] = saved.get(replica, 0.0) + loads * costs.adapter_s
     return saved
@@ -326,14 +332,14 @@ def _least(
     return best, best_s
 
 
-def homes(adapter: str, replicas: Sequence[ReplicaLoad]) -> list[str]:
-    """Ids of the two replicas that take requests where the adapter is placed first."""
+def homes(adapter: str, replicas: Sequence[ReplicaLoad], not_at: Container[str] = ()) -> list[str]:
+    """Ids of the two replicas that take requests, but for `not_at`, where the adapter is placed first."""
     key = number(adapter)
     first, second = "", ""
     first_weight = second_weight = -1
     for load in replicas:
         weight = key * load.seed & _MASK
-        if weight > second_weight and load.taking:
+        if weight > second_weight and load.taking and load.id not in not_at:
             if weight > first_weight:
                 second, second_weight = first, first_weight
                 first, first_weight = load.id, weight
@@ -342,14 +348,26 @@ def homes(adapter: str, replicas: Sequence[ReplicaLoad]) -> list[str]:
     return [home for home in (first, second) if home]
 
 
-def _two(replicas: Sequence[ReplicaLoad], rng: random.Random) -> Sequence[int]:
-    """Two different ones at random, of those that take requests; fewer if there are no more."""
-    taking = [index for index, load in enumerate(replicas) if load.taking]
-    if len(taking) <= 2:
-        return taking
-    first = int(rng.random() * len(taking))
-    second = int(rng.random() * (len(taking) - 1))
-    return taking[first], taking[second + (second >= first)]
+def _two(ask: Ask, replicas: Sequence[ReplicaLoad], rng: random.Random) -> tuple[Sequence[int], float]:
+    """(Two different ones at random, of those of the lowest handicap that take the request, fewer if there are no more;
+    the next handicap)."""
+    lowest_s = next_s = math.inf
+    found: list[int] = []
+    for index, load in enumerate(replicas):
+        handicap_s = load.handicap_s
+        if handicap_s > next_s or not load.taking or (ask.not_at and load.id in ask.not_at):
+            continue
+        if handicap_s == lowest_s:
+            found.append(index)
+        elif handicap_s < lowest_s:
+            lowest_s, next_s, found = handicap_s, lowest_s, [index]
+        else:
+            next_s = handicap_s
+    if len(found) <= 2:
+        return found, next_s
+    first = int(rng.random() * len(found))
+    second = int(rng.random() * (len(found) - 1))
+    return (found[first], found[second + (second >= first)]), next_s
 
 
 def _one_less(counts: dict[str, int], name: str) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 import msgspec
 
-from stoa.errors import ReplicaLost
-from stoa.fleet.remote.chunks import DONE, Chunk, read_chunk, refusal
-from stoa.fleet.remote.settings import RemoteConfig
+from stoa.errors import ConfigError, ReplicaLost
+from stoa.fleet.remote.chunks import DONE, Chunk, read_chunk, refusal, shown
+from stoa.fleet.remote.settings import RemoteConfig, key_fault
 from stoa.fleet.remote.sse import BadStream, EventParser
 
 _ERROR_BYTES = 1 << 16  # of an error's body, read at most
+_BITE_BYTES = 1 << 12
 _LOAD_S = 120.0  # for what is not generation
 
 
@@ -28,7 +29,10 @@ class Calls:
     def __init__(
         self, config: RemoteConfig, key: str = "", transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self._config = config
+        """`key`: appears in no error. Raises ConfigError, without showing it, if no header can carry it."""
+        if (fault := key_fault(key)) is not None:
+            raise ConfigError(f"remote {config.name!r}: its key {fault}", param="api_key_env")
+        self._config, self._key = config, key
         headers = {"Accept-Encoding": "identity", "User-Agent": "stoa"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -57,14 +61,14 @@ class Calls:
         end, deadline = began + config.total_s, began + config.first_token_s
         response = await self._open(path, body, min(end, deadline))
         try:
-            parser, parts = EventParser(), response.aiter_bytes()
+            parser, parts = EventParser(), _bites(response.aiter_raw())
             data: bytes | None = b""
             while data is not None:
                 data = await self._part(parts, min(end, deadline))
                 for event in parser.finish() if data is None else parser.feed(data):
                     if event.data.strip() == DONE:
                         return
-                    chunk = read_chunk(event)
+                    chunk = read_chunk(event, self._key)
                     handed = loop.time()
                     yield chunk
                     deadline += loop.time() - handed
@@ -88,8 +92,8 @@ class Calls:
         finally:
             await response.aclose()
         if response.status_code == 200:
-            raise ReplicaLost(f"it answers with {kind[:80] or 'no type'} instead of text/event-stream")
-        raise refusal(response.status_code, response.headers, found)
+            raise ReplicaLost(f"it answers with {self.shown(kind or 'no type')} instead of text/event-stream")
+        raise refusal(response.status_code, response.headers, found, self._key)
 
     async def ask(self, method: str, path: str, body: Any = None) -> bytes:
         """The body of a short answer with status 200. Raises ReplicaLost and its kinds."""
@@ -106,17 +110,25 @@ class Calls:
         finally:
             await response.aclose()
         if response.status_code != 200:
-            raise refusal(response.status_code, response.headers, found)
+            raise refusal(response.status_code, response.headers, found, self._key)
         return found
+
+    def shown(self, words: str) -> str:
+        """The remote's words, fit for a message of ours."""
+        return shown(words, self._key)
 
     async def _send(self, request: httpx.Request, deadline: float) -> httpx.Response:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._http.send(request, stream=True)
+                response = await self._http.send(request, stream=True)
         except TimeoutError:
             raise ReplicaLost("it has not begun to answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise _broken(error) from None
+            raise self._broken(error) from None
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            await response.aclose()
+            raise ReplicaLost("it encodes its answer, which was to come as it is")
+        return response
 
     async def _part(self, parts: AsyncIterator[bytes], deadline: float) -> bytes | None:
         """The next bytes; None: the stream has ended."""
@@ -126,16 +138,27 @@ class Calls:
         except TimeoutError:
             found = b""
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _broken(error) from None
+            raise self._broken(error) from None
         if found is not None and asyncio.get_running_loop().time() >= deadline:
             raise ReplicaLost("its answer makes no progress")
         return found
 
     async def _body(self, response: httpx.Response, deadline: float, most: int = _ERROR_BYTES) -> bytes:
-        found, parts = b"", response.aiter_bytes()
+        found, parts = bytearray(), _bites(response.aiter_raw())
         while len(found) < most and (part := await self._part(parts, deadline)) is not None:
             found += part
-        return found[:most]
+        return bytes(found[:most])
+
+    def _broken(self, error: Exception) -> ReplicaLost:
+        return ReplicaLost(self.shown(f"the connection failed: {type(error).__name__}: {error}".rstrip(": ")))
+
+
+async def _bites(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, at most `_BITE_BYTES` in one turn of the event loop, however much has come."""
+    async for part in parts:
+        for start in range(0, len(part), _BITE_BYTES):
+            yield part[start : start + _BITE_BYTES]
+            await asyncio.sleep(0)
 
 
 def _is_progress(chunk: Chunk) -> bool:
@@ -145,7 +168,3 @@ def _is_progress(chunk: Chunk) -> bool:
         if c.text or c.token_ids or c.finish_reason or said:
             return True
     return False
-
-
-def _broken(error: Exception) -> ReplicaLost:
-    return ReplicaLost(f"the connection failed: {type(error).__name__}: {error}".rstrip(": "))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,25 +14,19 @@ from stoa.fleet.remote.errors import ModelUnknown, NotCarried, Throttled
 from stoa.fleet.remote.sse import SseEvent
 
 DONE = "[DONE]"
+_MOST_TOKENS = (1 << 31) - 1
 _SHOWN = 300  # characters of a remote's words in ours
 _QUIET_S = 1.0  # after a 429 that says nothing
 _SPENT_S = 600.0  # after one that says the account is empty
 _TEXT_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int | None = None
+class Usage(NamedTuple):
+    """Tokens as the remote counts them; None where it does not say."""
 
-
-class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
-    @property
-    def cached_tokens(self) -> int:
-        details = self.prompt_tokens_details
-        return 0 if details is None else max(0, details.cached_tokens or 0)
+    cached_tokens: int = 0
 
 
 class Logprobs(msgspec.Struct, frozen=True):
@@ -65,7 +59,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 class Chunk(msgspec.Struct, frozen=True):
     choices: list[Choice] = []
-    usage: Usage | None = None
+    usage: Any = None  # see `read_usage`
     error: Any = None
 
 
@@ -74,15 +68,27 @@ _any = msgspec.json.Decoder()
 _logprobs = msgspec.json.Decoder(Logprobs)
 
 
-def read_chunk(event: SseEvent) -> Chunk:
-    """Raises ReplicaLost where it is no chunk, and the error that the remote reports."""
+def read_chunk(event: SseEvent, secret: str = "") -> Chunk:
+    """Raises ReplicaLost where it is no chunk, and the error that the remote reports, without `secret`."""
     try:
         chunk = _chunk.decode(event.data)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ReplicaLost(f"a chunk of its answer cannot be read: {error}") from None
     if event.name == "error" or chunk.error is not None:
-        raise reported(chunk.error, 500)
+        raise reported(chunk.error, 500, secret=secret)
     return chunk
+
+
+def read_usage(found: Any) -> Usage:
+    """Money and records go by it, so whatever is no count is as good as not said."""
+    facts = found if isinstance(found, dict) else {}
+    details = facts.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return Usage(_count(facts.get("prompt_tokens")), _count(facts.get("completion_tokens")), cached or 0)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def read_logprobs(raw: msgspec.Raw) -> Logprobs | None:
@@ -93,20 +99,22 @@ def read_logprobs(raw: msgspec.Raw) -> Logprobs | None:
         return None
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> EngineUnavailable:
-    """The error that an HTTP answer other than 200 means."""
+def refusal(status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> EngineUnavailable:
+    """The error that an HTTP answer other than 200 means. `secret` does not appear in it."""
     try:
         found = _any.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        found = body[: 2 * _SHOWN].decode("utf-8", "replace")
+        found = body.decode("utf-8", "replace")
     if isinstance(found, dict) and "error" in found:
         found = found["error"]
     if 300 <= status < 400:
         return ReplicaLost(f"it redirects ({status}), which is not followed; set its url to where it is")
-    return reported(found, status, headers)
+    return reported(found, status, headers, secret=secret)
 
 
-def reported(error: Any, status: int, headers: Mapping[str, str] | None = None) -> EngineUnavailable:
+def reported(
+    error: Any, status: int, headers: Mapping[str, str] | None = None, *, secret: str = ""
+) -> EngineUnavailable:
     """`error`: what stands under "error", an object or text. A status inside it wins over `status`."""
     facts = error if isinstance(error, dict) else {"message": error}
     code = facts.get("code")
@@ -114,7 +122,7 @@ def reported(error: Any, status: int, headers: Mapping[str, str] | None = None) 
         status = code
     elif facts.get("type") == "invalid_request_error" and status == 500:
         status = 404 if code == "model_not_found" else 400
-    message = f"{status}: {_shown(facts.get('message'))}"
+    message = f"{status}: {shown(facts.get('message'), secret)}"
     if status == 429 or code in ("queue_full", "rate_limit_exceeded", "insufficient_quota"):
         empty = "insufficient_quota" in (code, facts.get("type"))
         return Throttled(message, retry_after_s=_SPENT_S if empty else retry_after_s(headers or {}))
@@ -142,7 +150,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
         return _QUIET_S
 
 
-def _shown(message: Any) -> str:
+def shown(message: Any, secret: str = "") -> str:
+    """A remote's words in ours: one line of bounded length, without the secret that it may repeat."""
     text = message if isinstance(message, str) else "" if message is None else str(message)
-    text = _TEXT_CONTROL.sub(" ", text).strip()
-    return text[:_SHOWN] or "no reason given"
+    if secret:
+        text = text.replace(secret, "[key]")
+    return _TEXT_CONTROL.sub(" ", text).strip()[:_SHOWN] or "no reason given"

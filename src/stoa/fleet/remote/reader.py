@@ -7,20 +7,38 @@ Where it sends text only, text is all there is, and nobody can go on from it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import msgspec
 
 from stoa.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from stoa.engine.text import TextStream
 from stoa.engine.tokenizer import Tokenizer
 from stoa.errors import ReplicaLost
-from stoa.fleet.remote.chunks import Choice, Chunk, Usage, read_logprobs
+from stoa.fleet.remote.chunks import Choice, Chunk, Usage, read_logprobs, read_usage
 from stoa.fleet.remote.errors import NotCarried
 
 _GIVEN_UP = ("abort", "error", "cancelled", "timeout")
 _ID = "token_id:"
+_MOST_AT_ONCE = 16  # pieces of a choice in one chunk; there should be one
 _CHARS_PER_TOKEN = 4  # of text whose tokens nobody has counted
-# (token ids, text, logprobs, finish reason, stop reason) of one chunk
-_Taken = tuple[list[int], str, list[TokenLogprob] | None, FinishReason | None, int | str | None]
+
+
+class _Piece(NamedTuple):
+    """One token with the text that it shows, as an engine tells it; or text alone."""
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[TokenLogprob] | None = None
+
+
+class _Taken(NamedTuple):
+    """News of one chunk."""
+
+    pieces: list[_Piece]
+    reason: FinishReason | None
+    stop_reason: int | str | None
 
 
 class _Choice:
@@ -46,24 +64,28 @@ class _Choice:
     def take(self, choice: Choice) -> _Taken:
         if self._text is None or self.text_only or (choice.token_ids is None and choice.text):
             return self._take_text(choice)
-        ids, text, matched = [], "", None
+        ids, texts, matched = [], [], None
         for token in choice.token_ids or ():
             self.tokens += 1
             ids.append(token)
-            piece, matched = self._text.push(token, may_stop=self.tokens >= self._params.min_tokens)
-            text += piece
+            text, matched = self._text.push(token, may_stop=self.tokens >= self._params.min_tokens)
+            texts.append(text)
             if matched is not None or self.tokens >= self._params.max_tokens:
                 break
         self.new_tokens += len(ids)
-        logprobs = self._logprobs(choice, ids)
+        pieces = [
+            _Piece([token], text, logprobs)
+            for token, text, logprobs in zip(ids, texts, self._logprobs(choice, ids), strict=True)
+        ]
         if matched is not None:
-            return ids, text, logprobs, "stop", matched
+            return _Taken(pieces, "stop", matched)
         reason = finish_of(choice.finish_reason)
         if reason is None and self.tokens >= self._params.max_tokens:
             reason = "length"
-        if reason is not None:
-            text += self._text.finish()
-        return ids, text, logprobs, reason, choice.stop_reason if reason == "stop" else None
+        if reason is not None and (rest := self._text.finish()):
+            last = pieces.pop() if pieces else _Piece([], "")
+            pieces.append(last._replace(text=last.text + rest))
+        return _Taken(pieces, reason, choice.stop_reason if reason == "stop" else None)
 
     def _take_text(self, choice: Choice) -> _Taken:
         delta = choice.delta
@@ -72,12 +94,14 @@ class _Choice:
             raise ReplicaLost("it does not say which tokens follow those that the answer has had elsewhere")
         self.text_only = self.text_only or bool(text)
         self.chars += len(text)
-        return [], text, None, finish_of(choice.finish_reason), choice.stop_reason
+        pieces = [_Piece([], text)] if text else []
+        return _Taken(pieces, finish_of(choice.finish_reason), choice.stop_reason)
 
-    def _logprobs(self, choice: Choice, ids: list[int]) -> list[TokenLogprob] | None:
+    def _logprobs(self, choice: Choice, ids: list[int]) -> Sequence[list[TokenLogprob] | None]:
+        """Of each token."""
         k = self._params.logprobs
         if k is None or not ids:
-            return None
+            return [None] * len(ids)
         found = read_logprobs(choice.logprobs)
         try:
             if found is None:
@@ -89,7 +113,7 @@ class _Choice:
                 raise ValueError("they are of other tokens")
         except ValueError as error:
             raise NotCarried(f"logprobs were asked for, but its answer is no use: {error}") from None
-        return read
+        return [[logprob] for logprob in read]
 
     def counted(self) -> int:
         """Tokens made there, as well as can be told here."""
@@ -105,7 +129,7 @@ class AnswerReader:
         self._choices = [_Choice(request, i, tokenizer) for i in indexes]
         self._own_tokens = tokenizer is not None
         self.began = False  # the remote has said something
-        self._usage: Usage | None = None
+        self._usage = Usage()
         self._last: TokenEvent | None = None  # held until the usage is known
 
     @property
@@ -115,7 +139,7 @@ class AnswerReader:
 
     @property
     def usage_known(self) -> bool:
-        return self._usage is not None
+        return self._usage.prompt_tokens is not None and self._usage.completion_tokens is not None
 
     @property
     def shown(self) -> bool:
@@ -134,25 +158,27 @@ class AnswerReader:
 
     @property
     def completion_tokens(self) -> int:
-        told = None if self._usage is None else self._usage.completion_tokens
+        told = self._usage.completion_tokens
         return told if told is not None else sum(c.counted() for c in self._choices)
 
     @property
     def prompt_tokens(self) -> int:
         """As the remote counts them: tokens that came from elsewhere are prompt there."""
-        told = None if self._usage is None else self._usage.prompt_tokens
+        told = self._usage.prompt_tokens
         had = sum(len(self._request.so_far[c.index] or ()) for c in self._choices if self._request.so_far)
         return told if told is not None else len(self._request.prompt_token_ids) + had
 
     @property
     def cached_tokens(self) -> int:
-        return 0 if self._usage is None else self._usage.cached_tokens
+        return self._usage.cached_tokens
 
     def read(self, chunk: Chunk) -> list[TokenEvent]:
         """News of this chunk. The event that ends the last choice comes from `finish`. Raises ReplicaLost."""
         self.began = True
         if chunk.usage is not None:
-            self._usage = chunk.usage  # some send it with every chunk: the last one counts
+            self._usage = read_usage(chunk.usage)  # some send it with every chunk: the last one counts
+        if len(chunk.choices) > _MOST_AT_ONCE * len(self._choices):
+            raise ReplicaLost(f"a chunk of its answer has {len(chunk.choices)} choices")
         events: list[TokenEvent] = []
         for choice in chunk.choices:
             if not 0 <= choice.index < len(self._choices):
@@ -163,12 +189,13 @@ class AnswerReader:
         return events
 
     def _news(self, mine: _Choice, choice: Choice) -> list[TokenEvent]:
-        ids, text, logprobs, reason, stop_reason = mine.take(choice)
-        name, events = self._request.id, []
-        if ids or text:
-            events = [
-                TokenEvent(request_id=name, index=mine.index, token_ids=ids, text=text, logprobs=logprobs)
-            ]
+        name, (pieces, reason, stop_reason) = self._request.id, mine.take(choice)
+        events = [
+            TokenEvent(
+                request_id=name, index=mine.index, token_ids=p.token_ids, text=p.text, logprobs=p.logprobs
+            )
+            for p in pieces
+        ]
         if reason is None:
             return events
         mine.ended = True
@@ -219,7 +246,10 @@ def finish_of(reason: str | None) -> FinishReason | None:
 def _token_id(text: str) -> int:
     if not text.startswith(_ID):
         raise ValueError("they do not name tokens by id")
-    return int(text.removeprefix(_ID))
+    try:
+        return int(text.removeprefix(_ID))
+    except ValueError:
+        raise ValueError("an id is no number") from None
 
 
 def _number(value: float | None) -> float:

@@ -35,6 +35,7 @@ from stoa.tenancy.meters.interface import Hold
 from stoa.tenancy.meters.memory import MemoryMeters
 
 log = structlog.get_logger("stoa.fleet")
+_EXCERPT = 100  # characters of a remote's words that a client gets
 Pricing = Callable[[str, int], ApiPrice]  # the remote's name of a model, Unix seconds
 Buy = Callable[[str, Purchase], None]  # account as in the request; never waits
 
@@ -207,7 +208,7 @@ class RemoteReplica:
         except Exception as error:
             if not isinstance(error, StoaError):
                 log.exception("a remote's answer could not be handled", remote=self.id)
-                error = ReplicaLost(f"its answer could not be handled: {error!r}")
+                error = ReplicaLost(f"its answer could not be handled: {type(error).__name__}")
             self._blame(one, error)
             one.lost = one.errand.resumable
             if not one.lost:
@@ -251,7 +252,7 @@ class RemoteReplica:
                 TokenEvent(
                     request_id=one.request.id,
                     finish_reason="error",
-                    error=f"the answer broke off in the middle: {error.message}",
+                    error=f"the answer broke off in the middle: {error.message[:_EXCERPT]}",
                     error_code=EngineUnavailable.code,
                     prompt_tokens=len(one.request.prompt_token_ids),
                 )
@@ -345,7 +346,7 @@ class RemoteReplica:
         card = cards.get(wanted or "")
         if wanted is not None and card is None:
             raise ReplicaLost(
-                f"it does not serve {wanted!r}; it has {', '.join(sorted(cards))[:200] or 'none'}"
+                f"it does not serve {wanted!r}; it has {self._calls.shown(', '.join(sorted(cards)) or 'none')}"
             )
         if not self.max_model_len:
             lengths = [c.max_model_len for c in ([card] if card else cards.values()) if c.max_model_len]

@@ -26,6 +26,7 @@ When = Literal["always", "overflow", "fallback"]
 GrammarKind = Literal["json_object", "json_schema", "regex", "lark"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_KEY = re.compile(r"[!-~]*")
 _USD = str | int | float
 _FALLBACK_S = 1e9
 _GRAMMARS: dict[Dialect, tuple[GrammarKind, ...]] = {
@@ -119,6 +120,13 @@ def api_key(config: RemoteConfig, environ: Mapping[str, str] = os.environ) -> st
     return environ.get(config.api_key_env, "") if config.api_key_env else ""
 
 
+def key_fault(key: str) -> str | None:
+    """What is wrong with a key, which is not shown; None: nothing."""
+    if _KEY.fullmatch(key):
+        return None
+    return "has a space, a line end, or another character that is not visible ASCII"
+
+
 def _check(config: RemoteConfig, where: str, environ: Mapping[str, str]) -> None:
     def refuse(key: str, why: str) -> ConfigError:
         return ConfigError(f"{where}: {key} {why}", param=key)
@@ -129,6 +137,8 @@ def _check(config: RemoteConfig, where: str, environ: Mapping[str, str]) -> None
         raise refuse("url", fault)
     if config.api_key_env and not environ.get(config.api_key_env):
         raise refuse("api_key_env", f"names {config.api_key_env}, which is not set or empty")
+    if (fault := key_fault(api_key(config, environ))) is not None:
+        raise refuse("api_key_env", f"names {config.api_key_env}, whose value {fault}")
     if config.api == "chat" and config.load_adapters:
         raise refuse("load_adapters", 'is for api = "completions"')
     if config.load_adapters and config.dialect == "openai":

@@ -19,11 +19,10 @@ class SseEvent(NamedTuple):
 class EventParser:
     """`feed` it bytes cut anywhere; lines may end with LF, CR or CRLF. Comments and unknown fields are ignored."""
 
-    def __init__(self, max_event_bytes: int = 4 << 20) -> None:
+    def __init__(self, max_event_bytes: int = 1 << 20) -> None:
         """`max_event_bytes`: of one line, and of one event's data."""
         self._max = max_event_bytes
         self._rest = bytearray()  # a line that has not ended
-        self._seen = 0  # of it, bytes without a line end
         self._after_cr = False  # an LF now belongs to the line before
         self._first = True
         self._name = ""
@@ -31,18 +30,24 @@ class EventParser:
         self._size = 0
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
-        """Events that are complete now. Raises BadStream."""
+        """Events that are complete now. Takes time in proportion to the chunk. Raises BadStream."""
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")
-        self._rest += chunk
         found: list[SseEvent] = []
-        while (line := self._next_line()) is not None:
+        for piece in chunk.splitlines(keepends=True):  # of bytes: at LF, CR and CRLF only
+            line = piece.rstrip(b"\r\n")
+            if len(self._rest) + len(line) > self._max:
+                raise BadStream(f"a line has more than {self._max} bytes")
+            if len(line) == len(piece):  # the last one, without its end
+                self._rest += line
+                break
+            if self._rest:
+                line, self._rest = bytes(self._rest + line), bytearray()
             event = self._take(line)
             if event is not None:
                 found.append(event)
-        if len(self._rest) > self._max:
-            raise BadStream(f"a line has more than {self._max} bytes")
+        self._after_cr = self._after_cr or chunk.endswith(b"\r")
         return found
 
     def finish(self) -> list[SseEvent]:
@@ -53,22 +58,6 @@ class EventParser:
             found = [e for e in (self._take(line),) if e is not None]
         last = self._take(b"")
         return found if last is None else [*found, last]
-
-    def _next_line(self) -> bytes | None:
-        ends = [at for mark in (b"\n", b"\r") if (at := self._rest.find(mark, self._seen)) >= 0]
-        if not ends:
-            self._seen = len(self._rest)
-            return None
-        end = min(ends)
-        line, after = bytes(self._rest[:end]), end + 1
-        if self._rest[end] == 0x0D:
-            if after == len(self._rest):
-                self._after_cr = True
-            elif self._rest[after] == 0x0A:
-                after += 1
-        del self._rest[:after]
-        self._seen = 0
-        return line
 
     def _take(self, raw: bytes) -> SseEvent | None:
         """One line; the event that it ends, if any."""
@@ -85,7 +74,7 @@ class EventParser:
         except UnicodeDecodeError as error:
             raise BadStream(f"a line is not UTF-8: {error.reason}") from None
         if field == b"data":
-            self._size += len(value)
+            self._size += len(value) + 1
             if self._size > self._max:
                 raise BadStream(f"an event has more than {self._max} bytes")
             self._data.append(text)

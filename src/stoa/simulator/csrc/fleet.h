@@ -18,7 +18,8 @@
 #include <string.h>
 
 enum { NONE = -1 };
-#define LATE_MOST_S 120.0       /* who waits longer goes before those in time, as in engine/scheduler.py */
+#define LATE_MOST_S 120.0       /* who waits longer has one of LATE_SHARE places, as in engine/deadlines.py */
+enum { LATE_SHARE = 4 };
 #define ORDER_RESUMED ((int64_t)1 << 62)
 enum { HIST_BINS = 4096 };      /* logarithmic, HIST_LEAST_S to HIST_MOST_S */
 #define HIST_LEAST_S 1e-5
@@ -53,6 +54,7 @@ typedef struct {
 typedef struct {
     queue waiting;         /* by order */
     queue late;            /* without a token, and too late for one in time; by order */
+    int32_t passed;        /* admitted since one of these */
     int32_t *running;      /* heap by mark: those that decode */
     int32_t *batch;        /* prompts of the step under way; at most the last one stays incomplete */
     int32_t n, in_batch;   /* sequences in each */

@@ -149,9 +149,10 @@ static double first_in_s(const fleet *f, const replica *r, int32_t prompt) {
     return (1 + (prompt - 1) / room) * step_s;
 }
 
-/* The queue whose first comes next: those in time before the late ones, unless these have waited for too long. */
+/* The queue whose first comes next: those in time before the late ones, but for the share of who waits for too long. */
 static queue *next_in_line(fleet *f, replica *r, double now_s) {
-    if (r->late.head != NONE && now_s > f->requests[r->late.head].arrival_s + LATE_MOST_S) return &r->late;
+    int overdue = r->late.head != NONE && now_s > f->requests[r->late.head].arrival_s + LATE_MOST_S;
+    if (overdue && r->passed >= LATE_SHARE - 1) return &r->late;
     while (f->by_deadline && r->waiting.head != NONE) {
         const request *q = &f->requests[r->waiting.head];
         if (q->emitted || now_s + first_in_s(f, r, q->prompt) <= q->arrival_s + f->ttft_s) break;
@@ -174,6 +175,7 @@ static int32_t plan_prompts(fleet *f, replica *r, double now_s) {
         const request *q = &f->requests[line->head];
         if (context + q->prompt + q->emitted + 1 > f->kv_tokens) break;
         context += q->prompt + q->emitted;
+        r->passed = line == &r->late ? 0 : r->passed + 1;
         add_rows(f, r, pop_front(f, line), &room);
     }
     return all - room;

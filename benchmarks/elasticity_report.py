@@ -156,7 +156,7 @@ BLOCKS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "costs": (costs, ("elasticity",)),
     "worlds": (
         worlds,
-        ("elasticity", "elasticity-x4", "elasticity-x40", "elasticity-30s", "elasticity-300s"),
+        ("elasticity", "elasticity-x4", "elasticity-x40", "elasticity-x400", "elasticity-300s"),
     ),
     "simulated": (simulated, ("simulated-live",)),
     "router": (router, ("router",)),

@@ -154,7 +154,9 @@ def _descend(
 def static_peak(world: World, requests: Requests, *, seed: int, day: int) -> tuple[int, Result]:
     """The fewest replicas that keep the target on the very day they are measured on, to 1 %."""
     counted = _cut(requests, day * DAY_S, (day + 1) * DAY_S)
-    low = max(1, int(sum(w.sum() for w in row_work(PROFILE, counted)) / DAY_S))  # less than the work needs on average
+    low = max(
+        1, int(sum(w.sum() for w in row_work(PROFILE, counted)) / DAY_S)
+    )  # less than the work needs on average
     high = 2 * low
     while (result := _static(high, world, requests, seed, day)).attainment < SLO.attainment:
         low, high = high, 2 * high

@@ -32,6 +32,8 @@ class Deadlines:
     def order(self, seqs: Items[Sequence], now_s: float, *, step_s: float, room: int) -> list[Sequence]:
         """`seqs`, which come by arrival, as they should be taken. A full step takes `step_s` and has `room` rows for
         prompts. What has had tokens is not late."""
+        if not self.target_s:
+            return [*seqs]
         early: list[Sequence] = []
         late: list[Sequence] = []
         overdue: deque[Sequence] = deque()

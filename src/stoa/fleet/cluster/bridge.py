@@ -23,9 +23,7 @@ from stoa.fleet.reports import ClusterUnreachable, FleetState, Trouble
 
 _LENGTH = struct.Struct("<I")
 _PROBE_S = 5.0
-_TRIES = (
-    3  # of a client's connection, whose server at the head does not always come up; Ray waits 30 s for it
-)
+_TRIES = 3  # of a client's connection: Ray's server for it does not always come up, and is waited for 30 s
 _ANSWER_S = 8.0  # of the controller's actor; it may be starting again
 MOST_BYTES = 64 << 20
 
@@ -109,9 +107,7 @@ def connect(address: str) -> None:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray raises what its many parts raise, and not always what is the matter
-            if left > 1 and "Initialization failure" in str(
-                error
-            ):  # the server that Ray starts for each client
+            if left > 1 and "Initialization failure" in str(error):
                 ray.shutdown()
                 continue
             raise ClusterUnreachable(

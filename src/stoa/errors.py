@@ -188,6 +188,12 @@ class OutOfMemory(StoaError):
     code = "out_of_memory"
 
 
+class StorageFull(InvalidRequest):
+    """The project's files have no room for more."""
+
+    code = "storage_limit_exceeded"
+
+
 class InvalidPrice(InvalidRequest):
     """A price or a table of prices is malformed, overlaps another or leaves a gap."""
 

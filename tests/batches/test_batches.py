@@ -14,8 +14,7 @@ from stoa.batches.batch import Batch
 from stoa.batches.lease import LeaseLost, Leases
 from stoa.batches.tables import ResultRow
 from stoa.engine.stats import EngineStats
-from stoa.errors import Conflict, InvalidRequest, NotFound
-from stoa.storage.files import StorageFull
+from stoa.errors import Conflict, InvalidRequest, NotFound, StorageFull
 from stoa.storage.objects import StorageUnavailable
 from stoa.storage.scope import EVERY_PROJECT
 from stoa.tenancy.office import open_office

@@ -27,7 +27,7 @@ from stoa.simulator.baselines import (
 )
 from stoa.simulator.baselines.clairvoyant import Clairvoyant
 from stoa.simulator.optimum import Supply, bound, levels, lower_bound, supplies
-from stoa.simulator.optimum_lp import NoOptimum
+from stoa.programs import NoOptimum
 from stoa.simulator.optimum_plan import Course, choose, follow, in_order_plan
 from stoa.simulator.optimum_plan import course as course_of
 from stoa.simulator.optimum_work import Curves, curves, row_work

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from stoa.errors import ConfigError, InvalidRequest, NotFound, RequestTooLarge
+from stoa.errors import ConfigError, InvalidRequest, NotFound, RequestTooLarge, StorageFull
 from stoa.storage.database import Database
-from stoa.storage.files import GIVEN_UP_S, FileRow, Files, StorageFull, StoredFile
+from stoa.storage.files import GIVEN_UP_S, FileRow, Files, StoredFile
 from stoa.storage.objects import (
     LocalObjects,
     ObjectStore,

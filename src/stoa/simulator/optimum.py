@@ -34,8 +34,8 @@ import numpy as np
 
 from stoa.fleet.policies.facts import Market, Slo
 from stoa.fleet.policies.profile import Profile
+from stoa.programs import NoOptimum, Places, Program
 from stoa.simulator.market import Zone
-from stoa.simulator.optimum_lp import NoOptimum, Places, Program
 from stoa.simulator.optimum_work import Curves, Floats, Patience, curves
 from stoa.simulator.spot import SpotTrace
 from stoa.simulator.traces import Requests
@@ -142,12 +142,13 @@ def bound(
     program = Program()
     ready, started, paid_s = _replicas(program, offers, bins, bin_s, steady, cold)
     late = _service(program, work, ready, parts)
-    cost, x = program.solve(integer=np.concatenate([ready.ravel(), started.ravel()]) if integer else None)
+    found = program.solve(integer=np.concatenate([ready.ravel(), started.ravel()]) if integer else None)
+    x = found.x
     hours: dict[Market, float] = {}
     for i, s in enumerate(offers):
         seconds = bin_s * x[ready[i]].sum() + paid_s[i] @ x[started[i]]
         hours[s.market] = hours.get(s.market, 0.0) + float(seconds) / 3600.0
-    return Optimum(cost, hours, bin_s, x[ready], float(np.sum(x[late] / np.maximum(work.most, 1e-30))))
+    return Optimum(found.cost, hours, bin_s, x[ready], float(np.sum(x[late] / np.maximum(work.most, 1e-30))))
 
 
 def _replicas(

@@ -25,7 +25,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql import ColumnElement
 
-from stoa.errors import Conflict, DatabaseUnavailable, InvalidRequest, NotFound, RequestTooLarge
+from stoa.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    InvalidRequest,
+    NotFound,
+    RequestTooLarge,
+    StorageFull,
+)
 from stoa.storage.base import Base, ProjectOwned
 from stoa.storage.carrying import carried_through
 from stoa.storage.database import Database
@@ -38,12 +45,6 @@ _SWEPT_AT_ONCE = 100
 _LEAST_STEP_BYTES, _MOST_STEP_BYTES = 1 << 20, 64 << 20  # that an upload takes of its project's room at once
 _TOO_LONG = "the upload took too long and was given up"
 log = structlog.get_logger()
-
-
-class StorageFull(InvalidRequest):
-    """The project's files have no room for more."""
-
-    code = "storage_limit_exceeded"
 
 
 class FileRow(ProjectOwned, Base):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoa.fleet.policies.consolidation import advise, first_to_go
+from stoa.fleet.policies.consolidation import advise, first_to_go, give_back
 from stoa.fleet.policies.facts import Offer, ReplicaSeen
 
 SPOT = Offer("a", "spot", 0.3, 120.0)
@@ -24,6 +24,17 @@ def test_starting_then_dear_then_idle_replicas_go_first() -> None:
         ReplicaSeen("new", SPOT, "starting", 5.0),
     ]
     assert [r.id for r in first_to_go(replicas)] == ["new", "dear", "idle", "busy"]
+
+
+def test_ready_replicas_go_only_as_far_as_they_are_spare() -> None:
+    """Of those that may go all that start do, and ready ones in their order while any is spare."""
+    order = [
+        ReplicaSeen("first", DEAR, "ready", 0.0),
+        ReplicaSeen("second", SPOT, "ready", 0.0),
+        ReplicaSeen("new", SPOT, "starting", 5.0),
+    ]
+    assert give_back(order, 1) == ["first", "new"]
+    assert give_back(order, -1) == ["new"]
 
 
 FOUR = dict.fromkeys(("r0", "r1", "r2", "r3"), 100)

@@ -18,6 +18,18 @@ def first_to_go(replicas: Iterable[ReplicaSeen]) -> list[ReplicaSeen]:
     return sorted(replicas, key=lambda r: (r.state == "ready", -r.offer.hourly, r.running, -r.since_s, r.id))
 
 
+def give_back(order: Iterable[ReplicaSeen], spare: int) -> list[str]:
+    """Of replicas that may go, in this order: all that start, and of the ready ones `spare` at most."""
+    leaving: list[str] = []
+    for r in order:
+        if r.state == "ready":
+            if spare <= 0:
+                continue
+            spare -= 1
+        leaving.append(r.id)
+    return leaving
+
+
 def advise(
     rates: Mapping[str, float],
     total: float,

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from stoa.fleet.policies.consolidation import first_to_go
+from stoa.fleet.policies.consolidation import first_to_go, give_back
 from stoa.fleet.policies.facts import Decision, Launch, Offer, OfferSeen, ReplicaSeen, Snapshot
 
 HOUR_S = 3600.0
@@ -284,12 +284,4 @@ def _leaving(
     ready = [r for r in order if r.state == "ready"]
     go += ready[: max(0, len(dear) - len(go) - most)]
     go += plan.surplus(spot)
-    spare = sum(r.state == "ready" for r in (*spot, *dear)) - need.full
-    leaving: list[str] = []
-    for r in go:
-        if r.state == "ready":
-            if spare <= 0:
-                continue
-            spare -= 1
-        leaving.append(r.id)
-    return leaving
+    return give_back(go, sum(r.state == "ready" for r in (*spot, *dear)) - need.full)

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stoa.fleet.policies.consolidation import first_to_go, give_back
 from stoa.fleet.policies.facts import Decision, Launch, ReplicaSeen, Snapshot
-from stoa.simulator.baselines.parts import cheapest, serving, surplus
+from stoa.simulator.baselines.parts import cheapest, serving
 from stoa.simulator.spot import SpotTrace
 
 
@@ -72,15 +73,12 @@ class Foresight:
     def _drain(
         self, seen: Snapshot, target: int, spot: Sequence[ReplicaSeen], dear: Sequence[ReplicaSeen]
     ) -> list[str]:
-        """Ready replicas beyond the target: on-demand ones, then those that are lost first; and what is starting."""
-        excess = len(spot) + len(dear) - target
-        go = surplus(dear, min(len(dear), excess))
-        left = sorted(spot, key=lambda r: self._lost_s(r.offer.zone, 1, seen.now_s))
-        go += [r.id for r in left[: max(0, excess - len(go))]]
+        """What is beyond the target: on-demand replicas, then those that are lost first; ready ones only while as many as
+        the target are ready."""
+        first_lost = sorted(spot, key=lambda r: self._lost_s(r.offer.zone, 1, seen.now_s))
+        excess = max(0, len(spot) + len(dear) - target)
         ready = sum(r.state == "ready" for r in (*spot, *dear))
-        kept = [r.id for r in (*spot, *dear) if r.state == "ready" and r.id in go][: max(0, ready - target)]
-        starting = {r.id for r in (*spot, *dear) if r.state == "starting"}
-        return [name for name in go if name in kept or name in starting]
+        return give_back([*first_to_go(dear), *first_lost][:excess], ready - target)
 
     def _least(self, zone: str, from_s: float, until_s: float) -> int:
         """The fewest machines that the zone has in this time."""

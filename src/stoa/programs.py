@@ -1,7 +1,8 @@
-"""A sparse linear or integer program, filled by rows and given to HiGHS."""
+"""Sparse linear and mixed-integer programs, filled by rows and given to HiGHS."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,22 @@ class NoOptimum(StoaError):
 
     status = 422
     code = "no_optimum"
+
+
+# interior point is the fastest on wide programs, but does not always end
+METHODS = (("ipm", "off"), ("ipm", "on"), ("simplex", "on"))
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """`bound`: nothing costs less. Of linear programs, `row_dual`: what one more unit of a row's bound adds to the cost;
+    `reduced`: what one more unit of a variable adds."""
+
+    cost: float
+    x: Floats
+    bound: float
+    row_dual: Floats
+    reduced: Floats
 
 
 @dataclass(slots=True)
@@ -45,45 +62,70 @@ class Program:
         self.columns += count
         return numbers
 
+    def row(self, shape: tuple[int, ...], *, low: Any = -np.inf, high: Any = np.inf) -> Places:
+        """Numbers of new rows without terms, of this shape; bounds broadcast to it."""
+        count = int(np.prod(shape))
+        numbers = np.arange(self.rows, self.rows + count).reshape(shape)
+        self.rows += count
+        self._row_low.append(np.broadcast_to(np.asarray(low, np.float64), shape).ravel())
+        self._row_high.append(np.broadcast_to(np.asarray(high, np.float64), shape).ravel())
+        return numbers
+
     def add(
         self, *terms: tuple[Places, Any], low: Any = -np.inf, high: Any = np.inf, into: Places | None = None
     ) -> Places:
         """One row for each element of the terms, which are (variables, coefficients) of one shape after broadcasting.
-        `into`: rows of an earlier call get the terms instead."""
+        `into`: these rows get the terms instead, a row perhaps several."""
         shape = np.broadcast_shapes(*(v.shape for v, _ in terms))
-        numbers = into
-        if numbers is None:
-            numbers = np.arange(self.rows, self.rows + int(np.prod(shape))).reshape(shape)
-            self.rows += numbers.size
-            self._row_low.append(np.broadcast_to(np.asarray(low, np.float64), shape).ravel())
-            self._row_high.append(np.broadcast_to(np.asarray(high, np.float64), shape).ravel())
+        numbers = self.row(shape, low=low, high=high) if into is None else into
         for variables, values in terms:
             wide = np.broadcast_to(np.asarray(values, np.float64), shape).ravel()
             places = np.broadcast_to(numbers, shape).ravel()
             self._entries.append((places, np.broadcast_to(variables, shape).ravel(), wide))
         return numbers
 
-    def solve(self, *, integer: Places | None = None, time_limit_s: float = 600.0) -> tuple[float, Floats]:
-        """(the optimal cost, the variables). `integer`: these are whole numbers. NoOptimum otherwise."""
-        import highspy  # an extra, needed by nothing else of the simulator
+    def solve(
+        self,
+        *,
+        integer: Places | None = None,
+        gap: float = 0.0,
+        time_limit_s: float = 600.0,
+        threads: int = 1,
+        start: Floats | None = None,
+        methods: Sequence[tuple[str, str]] = METHODS,
+    ) -> Solution:
+        """`integer`: these are whole numbers; then `gap` is the share of the cost by which the result may be too high, and
+        `start` are values of all variables to begin with. `methods`: for linear programs (solver, crossover), tried in
+        turn. NoOptimum if there is no solution, or none was found in time."""
+        import highspy  # an extra, needed by nobody who does not plan
 
         solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.silent()
         solver.setOptionValue("time_limit", time_limit_s)
-        solver.setOptionValue("threads", 1)
-        solver.setOptionValue("mip_rel_gap", 0.0)
+        solver.setOptionValue("threads", threads)
+        solver.setOptionValue("mip_rel_gap", gap)
         solver.passModel(self._model(highspy, integer))
-        for method, crossover in (("ipm", "off"), ("ipm", "on"), ("simplex", "on")):
+        if start is not None:
+            known = highspy.HighsSolution()
+            known.col_value = start.tolist()
+            solver.setSolution(known)
+        for method, crossover in methods if integer is None else METHODS[:1]:
             solver.setOptionValue("solver", method if integer is None else "choose")
             solver.setOptionValue("run_crossover", crossover)
             solver.run()
             status = solver.getModelStatus()
             if status in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible):
                 break
-        if status != highspy.HighsModelStatus.kOptimal:
+        info, found = solver.getInfo(), solver.getSolution()
+        x = np.asarray(found.col_value, np.float64)
+        optimal = status == highspy.HighsModelStatus.kOptimal
+        timed = status == highspy.HighsModelStatus.kTimeLimit and integer is not None and found.value_valid
+        if not optimal and not timed:
             raise NoOptimum(f"the solver ended with: {solver.modelStatusToString(status)}")
-        x = np.asarray(solver.getSolution().col_value, np.float64)
-        return float(solver.getInfo().objective_function_value), x
+        cost = float(info.objective_function_value)
+        if integer is not None:
+            return Solution(cost, x, float(info.mip_dual_bound), np.empty(0), np.empty(0))
+        return Solution(cost, x, cost, np.asarray(found.row_dual), np.asarray(found.col_dual))
 
     def _model(self, highspy: Any, integer: Places | None) -> Any:
         rows, columns, values = (np.concatenate(part) for part in zip(*self._entries, strict=True))

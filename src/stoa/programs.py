@@ -13,6 +13,7 @@ from stoa.errors import StoaError
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 class NoOptimum(StoaError):
@@ -62,6 +63,13 @@ class Program:
         self.columns += count
         return numbers
 
+    def costs(self) -> Floats:
+        """Of all variables so far."""
+        return np.concatenate(self._cost)
+
+    def bounds(self, variables: Places) -> tuple[Floats, Floats]:
+        return np.concatenate(self._low)[variables], np.concatenate(self._high)[variables]
+
     def row(self, shape: tuple[int, ...], *, low: Any = -np.inf, high: Any = np.inf) -> Places:
         """Numbers of new rows without terms, of this shape; bounds broadcast to it."""
         count = int(np.prod(shape))
@@ -84,25 +92,28 @@ class Program:
             self._entries.append((places, np.broadcast_to(variables, shape).ravel(), wide))
         return numbers
 
+    def again(self) -> Again:
+        """For linear programs that differ in bounds only: each is solved from where the last one ended."""
+        return Again(self)
+
     def solve(
         self,
         *,
         integer: Places | None = None,
         gap: float = 0.0,
         time_limit_s: float = 600.0,
-        threads: int = 1,
         start: Floats | None = None,
         methods: Sequence[tuple[str, str]] = METHODS,
     ) -> Solution:
         """`integer`: these are whole numbers; then `gap` is the share of the cost by which the result may be too high, and
         `start` are values of all variables to begin with. `methods`: for linear programs (solver, crossover), tried in
-        turn. NoOptimum if there is no solution, or none was found in time."""
+        turn. NoOptimum if there is no solution. If none of whole numbers was found in time, the cost is infinite."""
         import highspy  # an extra, needed by nobody who does not plan
 
         solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.silent()
         solver.setOptionValue("time_limit", time_limit_s)
-        solver.setOptionValue("threads", threads)
+        solver.setOptionValue("threads", 1)  # of a process, the first program decides for all
         solver.setOptionValue("mip_rel_gap", gap)
         solver.passModel(self._model(highspy, integer))
         if start is not None:
@@ -118,13 +129,13 @@ class Program:
                 break
         info, found = solver.getInfo(), solver.getSolution()
         x = np.asarray(found.col_value, np.float64)
-        optimal = status == highspy.HighsModelStatus.kOptimal
-        timed = status == highspy.HighsModelStatus.kTimeLimit and integer is not None and found.value_valid
-        if not optimal and not timed:
+        timed = status == highspy.HighsModelStatus.kTimeLimit and integer is not None
+        if status != highspy.HighsModelStatus.kOptimal and not timed:
             raise NoOptimum(f"the solver ended with: {solver.modelStatusToString(status)}")
-        cost = float(info.objective_function_value)
+        cost = float(info.objective_function_value) if found.value_valid else np.inf
         if integer is not None:
-            return Solution(cost, x, float(info.mip_dual_bound), np.empty(0), np.empty(0))
+            bound = float(info.mip_dual_bound)
+            return Solution(cost, x, bound if np.isfinite(bound) else -np.inf, np.empty(0), np.empty(0))
         return Solution(cost, x, cost, np.asarray(found.row_dual), np.asarray(found.col_dual))
 
     def _model(self, highspy: Any, integer: Places | None) -> Any:
@@ -144,3 +155,28 @@ class Program:
             kinds[integer] = highspy.HighsVarType.kInteger
             model.integrality_ = kinds.tolist()
         return model
+
+
+class Again:
+    """A linear program solved time and again, with other bounds of variables."""
+
+    def __init__(self, program: Program) -> None:
+        import highspy  # an extra, needed by nobody who does not plan
+
+        self._highspy = highspy
+        self._solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        self._solver.silent()
+        self._solver.setOptionValue("threads", 1)
+        self._solver.setOptionValue("solver", "simplex")
+        self._solver.passModel(program._model(highspy, None))
+
+    def set_bounds(self, variable: int, low: float, high: float) -> None:
+        self._solver.changeColBounds(variable, low, high)
+
+    def solve(self) -> tuple[float, Floats] | None:
+        """(cost, the variables); None if there is no solution."""
+        self._solver.run()
+        if self._solver.getModelStatus() != self._highspy.HighsModelStatus.kOptimal:
+            return None
+        x = np.asarray(self._solver.getSolution().col_value, np.float64)
+        return float(self._solver.getInfo().objective_function_value), x

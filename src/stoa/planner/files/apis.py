@@ -1,0 +1,96 @@
+"""Hosted models: what they cost, what they promise, and where they answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stoa.errors import ConfigError
+from stoa.planner.files import document as doc
+from stoa.planner.files import units
+from stoa.planner.files.units import Exchange
+from stoa.planner.prices import ApiPrice, read_litellm
+from stoa.planner.problem import Api, Bucket, Place, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """`api` at the price of short prompts; `price` knows what longer ones cost."""
+
+    api: Api
+    price: ApiPrice
+
+
+def read_apis(
+    entries: Sequence[doc.Api], places: Sequence[Place], folder: Path, exchange: Exchange
+) -> tuple[tuple[Hosted, ...], tuple[Place, ...]]:
+    """APIs, and all places with those of the APIs: at a place of its own, by default named after its provider."""
+    known = {place.name: place for place in places}
+    found = []
+    for i, entry in enumerate(entries):
+        price = _price(f"api[{i}]", entry, folder, exchange)
+        name = entry.place or price.provider or entry.name
+        labels = {"api", price.provider, *entry.labels} - {""}
+        old = known.get(name)
+        known[name] = (
+            Place(name, frozenset(labels)) if old is None else replace(old, labels=old.labels | labels)
+        )
+        found.append(Hosted(_api(f"api[{i}]", entry, price, name), price))
+    return tuple(found), tuple(known.values())
+
+
+def _api(at: str, entry: doc.Api, price: ApiPrice, place: str) -> Api:
+    requests = math.inf if entry.requests is None else units.per_second(entry.requests, f"{at}.requests")
+    tokens = math.inf if entry.tokens is None else units.per_second(entry.tokens, f"{at}.tokens")
+    return Api(
+        entry.name,
+        place,
+        entry.model,
+        price.input_usd,
+        price.output_usd,
+        units.seconds(entry.ttft, f"{at}.ttft"),
+        units.seconds(entry.tpot, f"{at}.tpot"),
+        requests,
+        tokens,
+    )
+
+
+def _price(at: str, entry: doc.Api, folder: Path, exchange: Exchange) -> ApiPrice:
+    stated = (entry.input is not None, entry.output is not None)
+    filed = (entry.prices is not None, entry.price is not None)
+    if all(stated) and not any(filed):
+        assert entry.input is not None and entry.output is not None  # noqa: PT018  (the same, for the type checker)
+        return ApiPrice(
+            entry.name,
+            "",
+            units.token_usd(entry.input, f"{at}.input", exchange),
+            units.token_usd(entry.output, f"{at}.output", exchange),
+        )
+    if entry.prices is None or entry.price is None or any(stated):
+        raise ConfigError(
+            f"{at}: {entry.name} needs a price; accepted: input and output, or prices (a file) and price (a model in it)",
+            param=at,
+        )
+    found = read_litellm(folder / entry.prices).find(entry.price)
+    exchange.usd(1.0, "USD", f"{at}: the price file")  # refused where the document cannot be converted
+    return found
+
+
+def priced_for(
+    hosted: Hosted, buckets: Sequence[Bucket], services: Sequence[Service]
+) -> tuple[Api, tuple[str, ...]]:
+    """The API at the prices of the longest prompts that it may be sent, and what there is to say about that."""
+    api, price = hosted.api, hosted.price
+    serving = {s.name for s in services if api.model in s.models}
+    longest = max((b.prompt_tokens for b in buckets if b.service in serving), default=0.0)
+    notes = []
+    input_usd, output_usd = price.at(longest)
+    if (input_usd, output_usd) != (price.input_usd, price.output_usd):
+        notes.append(
+            f"api {api.name}: reckoned at its price for prompts of {longest:.0f} tokens, the longest it may be sent"
+        )
+    if price.max_input_tokens is not None and longest > price.max_input_tokens:
+        notes.append(f"api {api.name} takes prompts of {price.max_input_tokens} tokens at most")
+    return replace(api, input_usd=input_usd, output_usd=output_usd), tuple(notes)

@@ -1,0 +1,231 @@
+"""What replicas can do: for each model on each type of machine, seconds of a replica that a request of each bucket takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from stoa.errors import ConfigError
+from stoa.fleet.policies.profile import Profile
+from stoa.planner import accelerators
+from stoa.planner.accelerators import Accelerator
+from stoa.planner.files import document as doc
+from stoa.planner.files import units
+from stoa.planner.problem import Bucket, Fit, MachineType, Service, Source
+from stoa.planner.profiles import (
+    Fitted,
+    Limits,
+    ModelShape,
+    beside_adapters,
+    find_model,
+    kv_tokens_of,
+    loads_of,
+    read_measured,
+    read_shape,
+    read_table,
+    roofline,
+)  # fmt: skip
+
+_FOR_ADAPTERS = 0.2  # of the memory for contexts, where nothing is said
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A model on a machine, before there is demand."""
+
+    machine: str
+    model: str
+    profile: Profile
+    source: Source
+    why: str
+    adapters_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A model, whose shape may not be known, on a machine, whose accelerator may not be."""
+
+    at: str  # the key, for messages
+    entry: doc.Throughput
+    model: doc.Model
+    shape: ModelShape | None
+    machine: MachineType
+    accelerator: Accelerator | None
+
+    @property
+    def is_named(self) -> bool:
+        """Not by a pattern: what does not go then is an error, and no reason to leave it out."""
+        return self.machine.name in (self.entry.machines or ())
+
+
+def read_replicas(
+    document: doc.Document, machines: Sequence[MachineType], folder: Path
+) -> tuple[tuple[Replica, ...], tuple[str, ...]]:
+    """One for each model and machine that some [[throughput]] speaks of: the first that does counts. And what to say of
+    those that are left out. ConfigError for names that do not exist, and for a model that a named machine cannot hold."""
+    models = {m.name: (m, _shape(f"model[{i}]", m, folder)) for i, m in enumerate(document.model)}
+    found: dict[tuple[str, str], Replica] = {}
+    notes: list[str] = []
+    for i, entry in enumerate(document.throughput):
+        at = f"throughput[{i}]"
+        patterns = _patterns(at, entry, machines)
+        model, shape = models.get(entry.model, (doc.Model(name=entry.model), None))
+        for machine in machines:
+            key = (entry.model, machine.name)
+            if key in found or not any(fnmatchcase(machine.name, p) for p in patterns):
+                continue
+            pair = _Pair(at, entry, model, shape, machine, _accelerator(machine))
+            try:
+                found[key] = _replica(pair, folder)
+            except ConfigError as error:
+                if pair.is_named or error.param not in ("throughput", "adapters_gib"):
+                    raise
+                notes.append(f"{machine.name} is left out for {model.name}: {error.message}")
+    _check_some(document, found, notes)
+    return tuple(found.values()), tuple(notes)
+
+
+def _check_some(
+    document: doc.Document, found: Mapping[tuple[str, str], Replica], notes: Sequence[str]
+) -> None:
+    """ConfigError for a model that no machine can hold."""
+    there = {model for model, _ in found}
+    for i, entry in enumerate(document.throughput):
+        if entry.model not in there:
+            at = f"throughput[{i}]"
+            raise ConfigError(f"{at}: no machine can hold {entry.model}: {'; '.join(notes)}", param=at)
+
+
+def _shape(at: str, model: doc.Model, folder: Path) -> ModelShape | None:
+    if model.shape is None:
+        return None
+    path = folder / model.shape
+    shape = read_shape(path, model.name) if path.exists() else find_model(model.shape)
+    if model.weights is None:
+        return shape
+    weights_gib = units.gib(model.weights, f"{at}.weights")
+    return replace(shape, weight_bytes=weights_gib * _GIB / shape.parameters)
+
+
+def _accelerator(machine: MachineType) -> Accelerator | None:
+    """With the memory that the machine has of it: price lists say what is usable."""
+    known = accelerators.by_name(machine.accelerator)
+    return None if known is None else replace(known, memory_gib=machine.memory_gib / machine.accelerators)
+
+
+def _patterns(at: str, entry: doc.Throughput, machines: Sequence[MachineType]) -> Sequence[str]:
+    ways = [name for name in ("profile", "table", "roofline") if getattr(entry, name)]
+    if len(ways) != 1:
+        raise ConfigError(
+            f"{at} has {' and '.join(ways) or 'nothing'}; accepted: one of profile, table, roofline = true",
+            param=at,
+        )
+    if entry.machines is None:
+        if not entry.roofline:
+            raise ConfigError(f"{at} does not say for which machines; accepted: machines = [names]", param=at)
+        return ("*",)
+    names = [machine.name for machine in machines]
+    for pattern in entry.machines:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"{at}.machines: there is no machine {pattern!r}; there is {', '.join(names) or 'none'}",
+                param=at,
+            )
+    return entry.machines
+
+
+# -- one replica
+
+
+def _replica(pair: _Pair, folder: Path) -> Replica:
+    """ConfigError, of `throughput` or `adapters_gib`, if the model does not fit."""
+    weights = pair.model.weights
+    if weights is not None and units.gib(weights, "weights") >= pair.machine.memory_gib:
+        raise ConfigError(
+            f"{pair.at}: {pair.machine.name} has {pair.machine.memory_gib:.0f} GiB, and the weights of {pair.model.name} "
+            f"take {weights}",
+            param="throughput",
+        )
+    found = _fitted(pair, folder)
+    profile = found.profile
+    adapters_gib = _adapters_gib(pair, profile)
+    if pair.shape is not None and 0 < adapters_gib < math.inf:
+        profile = beside_adapters(profile, adapters_gib, pair.shape.kv_token_bytes)
+    return Replica(pair.machine.name, pair.model.name, profile, found.source, found.said, adapters_gib)
+
+
+def _fitted(pair: _Pair, folder: Path) -> Fitted:
+    entry = pair.entry
+    if entry.profile is not None:
+        return read_measured(folder / entry.profile)
+    if entry.table is not None:
+        return read_table(folder / entry.table, entry.select, _limits(pair))
+    if pair.shape is None:
+        raise ConfigError(
+            f"{pair.at}: nothing says what {pair.model.name} is made of; accepted: shape in its [[model]], a well-known "
+            "model's name or a config.json",
+            param="model",
+        )
+    accelerator = pair.accelerator or accelerators.find(pair.machine.accelerator)
+    profile = roofline(pair.shape, accelerator, pair.machine.accelerators, _limits(pair))
+    return Fitted(profile, math.nan, "roofline", f"reckoned from the datasheet of {accelerator.name}")
+
+
+def _limits(pair: _Pair) -> Limits:
+    stated = {
+        name: value
+        for name in ("max_num_seqs", "max_batch_tokens")
+        if (value := getattr(pair.entry, name)) is not None
+    }
+    if pair.shape is None or pair.accelerator is None:
+        return Limits(**stated)
+    return Limits(**stated, kv_tokens=kv_tokens_of(pair.shape, pair.accelerator, pair.machine.accelerators))
+
+
+def _adapters_gib(pair: _Pair, profile: Profile) -> float:
+    """Infinite where the model has none, or nothing says how much memory there is for them."""
+    if pair.entry.adapters is not None:
+        return units.gib(pair.entry.adapters, f"{pair.at}.adapters")
+    if pair.model.adapter is None or pair.shape is None:
+        return math.inf
+    return _FOR_ADAPTERS * profile.kv_tokens * pair.shape.kv_token_bytes / _GIB
+
+
+# -- under demand
+
+
+def fits_of(
+    replicas: Sequence[Replica], buckets: Sequence[Bucket], services: Mapping[str, Service]
+) -> tuple[Fit, ...]:
+    """Loads of every bucket on every replica; infinite where its service's targets cannot be kept, or another model is
+    wanted."""
+    if not replicas or not buckets:
+        return ()
+    targets = [services[bucket.service] for bucket in buckets]
+    load, first = loads_of(
+        [r.profile for r in replicas],
+        [b.prompt_tokens for b in buckets],
+        [b.output_tokens for b in buckets],
+        [s.ttft_s for s in targets],
+        [s.tpot_s for s in targets],
+    )
+    return tuple(
+        Fit(
+            r.machine,
+            r.model,
+            tuple(
+                value if r.model in s.models else math.inf
+                for value, s in zip(load[f].tolist(), targets, strict=True)
+            ),
+            tuple(first[f].tolist()),
+            r.source,
+            r.adapters_gib,
+            r.profile,
+            r.why,
+        )
+        for f, r in enumerate(replicas)
+    )

@@ -1,0 +1,247 @@
+"""Finds a plan and proves how far from the cheapest it is at most.
+
+1.  The linear relaxation of all periods says how many machines to commit to, and bounds the cost from below.
+2.  Given the commitments periods are independent: each is a small program of whole machines. Together, a plan.
+3.  Priced instead of given, the same programs bound the cost of every plan from below, much more sharply than 1 does.
+4.  While the two are apart and there is time: other prices (a subgradient step), and commitments near those.
+
+Ramps, budgets and carbon tie periods together otherwise: then the whole is one program, begun from 2 where that keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stoa.errors import StoaError
+from stoa.planner.plan import Plan, Pool, Rented, Route, cost_of
+from stoa.planner.problem import Problem
+from stoa.planner.program.joint import Commitments, commitments
+from stoa.planner.program.period import Routes, all_routes
+from stoa.planner.program.relaxed import Relaxed, relax
+from stoa.planner.program.rounded import rounded
+from stoa.planner.program.view import View, view
+from stoa.planner.program.whole import Effort, Solved, given, priced
+from stoa.planner.verify import verify
+from stoa.programs import Floats, NoOptimum
+
+_SHARE_EPS = 1e-7
+
+
+class NoPlan(StoaError):
+    """No plan keeps all rules, or none was found in time."""
+
+    status = 422
+    code = "no_plan"
+
+
+def solve(
+    problem: Problem, *, gap: float = 0.001, time_limit_s: float = 60.0, threads: int | None = None
+) -> Plan:
+    """The cheapest plan, proved to within `gap` of the cost if time allows; the plan says how near it is. Unservable if some
+    demand cannot be served by anything, NoPlan if the rules allow no plan."""
+    search = _Search(problem, gap, time_limit_s, threads or os.cpu_count() or 1)
+    return search.run()
+
+
+def sketch(problem: Problem) -> Plan:
+    """A plan that keeps all rules, soon; usually a few percent above the cheapest."""
+    return _Search(problem, 0.0, 60.0, os.cpu_count() or 1).first()
+
+
+@dataclass(slots=True)
+class _Best:
+    cost: float
+    reserved: Floats
+    periods: Sequence[Solved]
+    method: str
+
+
+class _Search:
+    def __init__(self, problem: Problem, gap: float, time_limit_s: float, threads: int) -> None:
+        self.began_s, self.limit_s, self.gap, self.threads = time.monotonic(), time_limit_s, gap, threads
+        self.view: View = view(problem)
+        self.routes: list[Routes] = [all_routes(self.view, t) for t in range(len(problem.periods))]
+        self.commitments: Commitments = commitments(self.view)
+        self.relaxed: Relaxed = self._relaxed()
+        self.bound = self.relaxed.bound_usd
+        self.best: _Best | None = None
+
+    def _relaxed(self) -> Relaxed:
+        try:
+            return relax(self.view, self.routes, self.commitments, self.limit_s)
+        except NoOptimum as error:
+            raise NoPlan(f"no plan keeps all rules ({error.message})") from None
+
+    # -- the course
+
+    def first(self) -> Plan:
+        if not self._tied():
+            self._round(self._ceiled())
+        return self._plan() if self.best is not None else self.run()
+
+    def run(self) -> Plan:
+        if self._tied():
+            self._together()
+            return self._plan()
+        parts = self.relaxed.worth
+        self._round(self._ceiled())
+        self._try(self._ceiled(), self._effort(self.gap / 3, 3))
+        for step in range(1_000):
+            if self._done() or not len(self.commitments.offers):
+                break
+            known = self.best.periods if self.best is not None else None
+            effort = self._effort(self.gap / 3, 2)
+            found = priced(self.view, self.routes, self.commitments, parts, effort, known)
+            bound = self._lagrangian(found, parts)
+            self.bound = max(self.bound, bound)
+            if self._done() or self.best is None or bound == -np.inf:
+                break
+            wanted = self._wanted(found)
+            self._try(self._near(wanted, step), self._effort(self.gap / 3, 2))
+            parts = _stepped(parts, wanted, self.best.cost - bound)
+        return self._plan()
+
+    def _tied(self) -> bool:
+        rules = self.view.problem.rules
+        return rules.ramp is not None or rules.budget_usd is not None or rules.carbon_kg is not None
+
+    def _done(self) -> bool:
+        cost = self.best.cost if self.best is not None else np.inf
+        return cost - self.bound <= self.gap * cost or self._left_s() < 0.1 * self.limit_s
+
+    def _left_s(self) -> float:
+        return self.limit_s - (time.monotonic() - self.began_s)
+
+    def _effort(self, gap: float, rounds: int) -> Effort:
+        """A period's part of the time that is left, if so many rounds over all periods are to come."""
+        each_s = max(0.05, self._left_s()) * self.threads / (rounds * len(self.routes))
+        return Effort(gap, each_s, self.threads)
+
+    # -- plans
+
+    def _ceiled(self) -> Floats:
+        c = self.commitments
+        return np.clip(np.ceil(self.relaxed.reserved - 1e-6), c.least, c.most)
+
+    def _round(self, reserved: Floats) -> None:
+        periods = rounded(self.view, self.routes, self.commitments, reserved)
+        if periods is not None:
+            self._keep(reserved, periods, "by rounding")
+
+    def _try(self, reserved: Floats, effort: Effort) -> None:
+        """The plan with these commitments, if it is the best so far."""
+        same = self.best is not None and np.array_equal(reserved, self.best.reserved)
+        if same and self.best is not None and self.best.method != "by rounding":
+            return
+        known = self.best.periods if same and self.best is not None else None
+        try:
+            periods = given(self.view, self.routes, self.commitments, reserved, effort, known)
+        except NoOptimum:
+            return
+        if not len(self.commitments.offers):
+            self.bound = max(self.bound, sum(p.bound for p in periods))
+        self._keep(reserved, periods, "by period")
+
+    def _keep(self, reserved: Floats, periods: Sequence[Solved], method: str) -> None:
+        committed = float(self.commitments.hourly @ reserved) * self.view.problem.horizon_h
+        cost = committed + sum(p.cost for p in periods)
+        if self.best is None or cost < self.best.cost:
+            self.best = _Best(cost, reserved, periods, method)
+
+    def _wanted(self, found: Sequence[Solved]) -> Floats:
+        """[T, C] reserved machines that periods would take at their prices."""
+        mine = np.flatnonzero(self.commitments.of_option >= 0)
+        wanted = np.zeros((len(found), len(self.commitments.offers)))
+        for t, period in enumerate(found):
+            np.add.at(wanted[t], self.commitments.of_option[mine], period.n[mine])
+        return wanted
+
+    def _near(self, wanted: Floats, step: int) -> Floats:
+        """Commitments to try: what a middling period wants, by turns somewhat more or less."""
+        level = (0.5, 0.35, 0.65)[step % 3]
+        c = self.commitments
+        return np.clip(np.floor(np.quantile(wanted, level, axis=0) + 1e-9), c.least, c.most)
+
+    # -- bounds
+
+    def _lagrangian(self, found: Sequence[Solved], parts: Floats) -> float:
+        """What all periods cost at least at these prices, and what commitments that must be made cost beyond them."""
+        c = self.commitments
+        beyond = c.hourly * self.view.problem.horizon_h - parts.sum(axis=0)
+        return float(sum(p.bound for p in found) + np.maximum(0.0, beyond) @ c.least)
+
+    # -- all periods at once
+
+    def _together(self) -> None:
+        j = self.relaxed.joint
+        integer = np.concatenate([*(r.n for r in j.rows), j.reserved])
+        try:
+            found = j.program.solve(integer=integer, gap=self.gap, time_limit_s=max(1.0, self._left_s()))
+        except NoOptimum as error:
+            raise NoPlan(f"no plan of whole machines was found ({error.message})") from None
+        if found.cost == np.inf:
+            raise NoPlan("no plan of whole machines was found in time")
+        self.bound = max(self.bound, found.bound)
+        periods = [Solved(0.0, 0.0, np.rint(found.x[r.n]), found.x[r.x]) for r in j.rows]
+        self.best = _Best(found.cost, np.rint(found.x[j.reserved]), periods, "all at once")
+
+    # -- the result
+
+    def _plan(self) -> Plan:
+        if self.best is None:
+            raise NoPlan("no plan of whole machines was found in time")
+        problem = self.view.problem
+        rented = _rented(self.view, self.best.periods)
+        reserved = {
+            (o.place, o.machine): int(n)
+            for o, n in zip(self.commitments.offers, self.best.reserved, strict=True)
+            if n > 0
+        }
+        routes = _routes(self.view, self.routes, self.best.periods)
+        costs = cost_of(problem, rented, reserved, routes)
+        took_s = time.monotonic() - self.began_s
+        plan = Plan(rented, reserved, routes, costs, min(self.bound, costs.total), took_s, self.best.method)
+        verify(plan, problem)
+        return plan
+
+
+def _stepped(parts: Floats, wanted: Floats, far: float) -> Floats:
+    """Dearer where more than the usual is wanted, cheaper where less; each commitment's sum stays what it is. `far`: USD
+    between the best plan and the bound that `parts` gave."""
+    ascent = wanted - wanted.mean(axis=0)
+    norm = float(np.sum(ascent**2))
+    if norm <= 0:
+        return parts
+    moved = np.maximum(0.0, parts + 0.5 * far / norm * ascent)
+    sums = moved.sum(axis=0)
+    scale: Floats = np.divide(parts.sum(axis=0), sums, out=np.zeros_like(sums), where=sums > 0)
+    return np.asarray(moved * scale, np.float64)
+
+
+def _rented(v: View, periods: Sequence[Solved]) -> tuple[Rented, ...]:
+    found = []
+    for m, (offer, j) in enumerate(v.options):
+        counts = tuple(int(p.n[m]) for p in periods)
+        if any(counts):
+            found.append(Rented(v.pools[j], offer.purchase, counts))
+    return tuple(found)
+
+
+def _routes(v: View, routes: Sequence[Routes], periods: Sequence[Solved]) -> tuple[Route, ...]:
+    shares: dict[tuple[int, int, int], list[float]] = {}
+    for t, (r, p) in enumerate(zip(routes, periods, strict=True)):
+        for at in np.flatnonzero(p.x > _SHARE_EPS):
+            key = (int(r.world[at]), int(r.bucket[at]), int(r.target[at]))
+            shares.setdefault(key, [0.0] * len(periods))[t] = float(p.x[at])
+    return tuple(
+        Route(v.worlds[w].name, k, _target(v, i), tuple(row)) for (w, k, i), row in sorted(shares.items())
+    )
+
+
+def _target(v: View, i: int) -> Pool | str:
+    return v.pools[i] if i < len(v.pools) else v.problem.apis[i - len(v.pools)].name

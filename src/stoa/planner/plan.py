@@ -12,15 +12,18 @@ USUAL = "as forecast"  # the world of a plan without scenarios
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Replicas of one model on one type of machine at one place, however they are paid for."""
+    """Replicas of one model on one type of machine at one place, run at one pace, however they are paid for."""
 
     place: str
     machine: str
     model: str
+    pace: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.model} on {self.machine} at {self.place}"
+        return f"{self.model} on {self.machine} at {self.place}" + (
+            f", as {self.pace} needs it" if self.pace else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Fit:
     adapters_gib: float = math.inf  # memory that a replica has for adapters
     profile: Profile | None = None
     why: str = ""  # what the source is, for people
+    pace: str = ""  # the service whose targets it keeps, where a replica may be run at several; stricter ones have no load
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class Bucket:
     rates: tuple[float, ...]
     origin: str = ""  # where they come from, for `Network`
     adapters_gib: float = 0.0  # of their adapters, resident wherever they are served
+    late: bool = False  # may come late: the service keeps its promise without them
 
     @property
     def name(self) -> str:
@@ -230,7 +232,7 @@ def _names(problem: Problem) -> None:
     _unique("api", (a.name for a in problem.apis))
     _unique("period", (p.name for p in problem.periods))
     _unique("offer", (o.name for o in problem.offers))
-    _unique("fit", (f"{f.model} on {f.machine}" for f in problem.fits))
+    _unique("fit", (" ".join((f.model, f.machine, f.pace)) for f in problem.fits))
     for offer in problem.offers:
         _known("place", offer.place, places, offer.name)
         _known("machine", offer.machine, machines, offer.name)

@@ -55,10 +55,13 @@ def _costs(plan: Plan, problem: Problem) -> None:
 
 def _machines(plan: Plan, problem: Problem) -> None:
     offers = {(o.place, o.machine, o.purchase): o for o in problem.offers}
-    fits = {(f.machine, f.model) for f in problem.fits}
+    fits = {(f.machine, f.model, f.pace) for f in problem.fits}
     used: dict[tuple[str, str, Purchase], list[int]] = defaultdict(lambda: [0] * len(problem.periods))
     for each in plan.rented:
-        _require((each.pool.machine, each.pool.model) in fits, f"{each.pool.name} has no throughput")
+        _require(
+            (each.pool.machine, each.pool.model, each.pool.pace) in fits,
+            f"{each.pool.name} has no throughput",
+        )
         key = (each.pool.place, each.pool.machine, each.purchase)
         _require(key in offers, f"nobody offers {key}")
         for t, count in enumerate(each.counts):
@@ -113,7 +116,7 @@ class _World:
         self.lost_place, self.lost_spot = lost_place, lost_spot
         self.loss = bool(lost_place or lost_spot)
         self.services = {s.name: s for s in problem.services}
-        self.fits = {(f.machine, f.model): f for f in problem.fits}
+        self.fits = {(f.machine, f.model, f.pace): f for f in problem.fits}
         self.apis = {a.name: a for a in problem.apis}
         self.places = {g.name: g.places for g in problem.groups}
 
@@ -131,7 +134,7 @@ class _World:
                 served[route.bucket][t] += share
                 rate = bucket.rates[t] * self.factors[t] * self.problem.margin(t) * share
                 if isinstance(route.target, Pool):
-                    fit = self.fits[route.target.machine, route.target.model]
+                    fit = self.fits[route.target.machine, route.target.model, route.target.pace]
                     busy[route.target][t] += rate * fit.load_s[route.bucket] if share else 0.0
                     adapters[route.target][t] += bucket.adapters_gib * share
                 else:
@@ -161,7 +164,7 @@ class _World:
     def _within(self, busy: Mapping[Pool, list[float]], adapters: Mapping[Pool, list[float]]) -> None:
         strain = self.problem.rules.strain if self.loss else 1.0
         for pool, series in busy.items():
-            room = self.fits[pool.machine, pool.model].adapters_gib
+            room = self.fits[pool.machine, pool.model, pool.pace].adapters_gib
             for t, work in enumerate(series):
                 there = self._there(pool, t) * strain
                 where = f"{self.name}, {self.problem.periods[t].name}: {pool.name}"
@@ -189,7 +192,7 @@ class _World:
         bucket = self.problem.buckets[k]
         service = self.services[bucket.service]
         if isinstance(target, Pool):
-            fit = self.fits[target.machine, target.model]
+            fit = self.fits[target.machine, target.model, target.pace]
             place, model, ttft_s = target.place, target.model, fit.ttft_s[k]
             _require(fit.load_s[k] < float("inf"), f"{target.name} cannot serve {bucket.name} in time")
         else:
@@ -200,5 +203,5 @@ class _World:
         latency_s = self.problem.network.latency_s.get((bucket.origin, place), 0.0)
         _require(place in self.places[bucket.group], f"{bucket.name} may not be served at {place}")
         _require(model in service.models, f"{model} may not answer {bucket.name}")
-        _require(ttft_s + latency_s <= service.ttft_s, f"{bucket.name} is not served in time at {place}")
+        _require(bucket.late or ttft_s + latency_s <= service.ttft_s, f"{bucket.name} is not served in time at {place}")
         _require(place != self.lost_place, f"{place} is lost, and yet serves {bucket.name}")

@@ -10,6 +10,7 @@ import pytest
 
 from stoa.errors import ConfigError, InvalidTrace
 from stoa.planner.files import read_inputs, read_problem
+from stoa.planner.problem import Tier
 from tests.planner.files.worlds import cloud, document, files, owned, write
 from tests.planner.prices.shared import DATA, PRICES, needs_data
 
@@ -115,7 +116,7 @@ def test_adapters_take_their_memory_once_for_a_kind(folder: Path) -> None:
 
 
 def test_apis_stand_at_places_of_their_own(folder: Path) -> None:
-    """A project that may not leave the house may not go there; long prompts cost what they cost, and notes say so."""
+    """A project that may not leave the house may not go there; long prompts cost what they cost, up to the longest."""
     (folder / "trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,1500,1\n")
     api = {
         "name": "burst",
@@ -132,12 +133,11 @@ def test_apis_stand_at_places_of_their_own(folder: Path) -> None:
     )
     found = read_inputs(write(folder, content))
     (hosted,) = found.problem.apis
-    assert (hosted.place, hosted.input_usd, hosted.output_usd) == ("x", 3e-6, 2e-6)
+    assert (hosted.place, hosted.input_usd, hosted.output_usd) == ("x", 1e-6, 2e-6)
+    assert (hosted.tiers, hosted.max_prompt_tokens) == ((Tier(1000, 3e-6, 2e-6),), 500)
     assert (hosted.requests_per_s, hosted.tokens_per_s) == (1.0, pytest.approx(1e6 / 60))
     assert found.problem.places[-1].labels == {"api", "x", "us"}
     assert {g.name: g.places for g in found.problem.groups}["home"] == {"ireland"}
-    assert any("prompts of 1500 tokens" in note for note in found.notes)
-    assert any("500 tokens at most" in note for note in found.notes)
     stated = api | {
         "prices": None,
         "price": None,
@@ -149,6 +149,7 @@ def test_apis_stand_at_places_of_their_own(folder: Path) -> None:
         folder, api=[{k: v for k, v in stated.items() if v is not None}], demand=content["demand"]
     )
     assert (plain.apis[0].place, plain.apis[0].input_usd) == ("ireland", pytest.approx(1e-6))
+    assert (plain.apis[0].tiers, plain.apis[0].max_prompt_tokens) == ((), math.inf)
     assert {"api", "cloud"} <= plain.places[0].labels
 
 

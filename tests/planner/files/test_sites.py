@@ -43,6 +43,10 @@ def test_machines_are_bought_in_every_way_that_has_a_price(folder: Path) -> None
         ("small", "L4", 24, 0.072), ("large", "H100", 80, 0.7),
     ]  # fmt: skip
     assert found.places[0].labels == {"cloud", "eu"}
+    assert [offer.why for offer in found.offers if offer.machine == "small"] == [
+        "prices.csv: the cheapest of 2 zones", "prices.csv: the cheapest of 2 zones",
+        "40 % off the on-demand price, prices.csv: the cheapest of 2 zones",
+    ]  # fmt: skip
 
 
 def test_the_documents_word_goes_before_the_price_lists(folder: Path) -> None:
@@ -58,6 +62,7 @@ def test_the_documents_word_goes_before_the_price_lists(folder: Path) -> None:
     assert list(prices(found).values()) == [2.0, 0.3, 1.0]
     assert [offer.limit for offer in found.offers] == [None, 3, None]
     assert found.committed == {("ireland", "small"): 2}
+    assert [offer.why for offer in found.offers] == ["as stated", "prices.csv", "as stated"]
     every = sites(folder, cloud([{"type": "small", "limit": 7}]))
     assert [offer.limit for offer in every.offers] == [7, 7]
 
@@ -89,6 +94,7 @@ def test_owned_machines_cost_their_power(folder: Path) -> None:
     )
     (offer,) = found.offers
     assert (offer.purchase, offer.limit, offer.hourly_usd) == ("owned", 2, pytest.approx(0.14))
+    assert offer.why == "0.7 kW of power at 0.2 USD a kWh"
     assert (found.machines[0].memory_gib, found.places[0].carbon_g_per_kwh) == (96, 380)
     assert found.places[0].labels == {"owned"}
     stated = sites(folder, owned([{"type": "box", "count": 2, "hourly": "0.5 USD/h"}]), machine=[BOX])

@@ -96,19 +96,29 @@ def test_adapters_take_memory_from_contexts(folder: Path) -> None:
     )
 
 
-def test_loads_are_those_of_the_services_targets(folder: Path) -> None:
-    """Infinite for a model that the service does not want."""
+def test_a_replica_may_be_run_at_the_pace_of_each_service(folder: Path) -> None:
+    """Loads are reckoned under the targets of the pace; services with stricter ones, or that want another model, have none."""
     found, _ = replicas(folder, {"machines": ["l4"], "profile": "profile.json"})
     services = {
         "chat": Service("chat", ("m",), 2.0, 0.05), "slow": Service("slow", ("m",), 10.0),
         "other": Service("other", ("n",), 2.0),
     }  # fmt: skip
     buckets = [Bucket(name, "g", 500, 100, (1.0,)) for name in services]
-    (fit,) = fits_of([found["l4"]], buckets, services)
+    strict, lax = fits_of([found["l4"]], buckets, services)
     profile = found["l4"].profile
-    assert (fit.load_s[0], fit.ttft_s[0]) == load_of(profile, 500, 100, 2.0, 0.05)
-    assert fit.load_s[1] == load_of(profile, 500, 100, 10.0, math.inf)[0]
-    assert fit.load_s[2] == math.inf
+    assert (strict.pace, lax.pace) == ("chat", "slow")
+    assert (strict.load_s[0], strict.ttft_s[0]) == load_of(profile, 500, 100, 2.0, 0.05)
+    assert strict.load_s[1] == strict.load_s[0] >= lax.load_s[1]
+    assert lax.load_s == (math.inf, load_of(profile, 500, 100, 10.0, math.inf)[0], math.inf)
+    assert strict.load_s[2] == math.inf
+
+
+def test_one_pace_has_no_name(folder: Path) -> None:
+    """Services with the same targets share a replica without more ado."""
+    found, _ = replicas(folder, {"machines": ["l4"], "profile": "profile.json"})
+    services = {name: Service(name, ("m",), 2.0, 0.05) for name in ("chat", "code")}
+    (fit,) = fits_of([found["l4"]], [Bucket("chat", "g", 500, 100, (1.0,))], services)
+    assert fit.pace == ""
 
 
 def test_work_is_what_requests_load_machines_with(folder: Path) -> None:

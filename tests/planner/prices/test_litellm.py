@@ -10,6 +10,7 @@ import pytest
 
 from stoa.errors import ConfigError
 from stoa.planner.prices import read_litellm
+from stoa.planner.problem import Tier
 from tests.planner.prices.shared import PRICES, needs_data, write
 
 
@@ -33,7 +34,7 @@ def test_a_model_has_prices_limits_and_a_provider(tmp_path: Path) -> None:
         8192,
         None,
     )
-    assert found.at(10**6) == (1e-6, 2e-6)
+    assert found.tiers == ()
 
 
 def test_long_prompts_cost_what_their_tier_says(tmp_path: Path) -> None:
@@ -43,13 +44,15 @@ def test_long_prompts_cost_what_their_tier_says(tmp_path: Path) -> None:
         "input_cost_per_token_above_200k_tokens": 3e-6, "output_cost_per_token_above_200k_tokens": 9e-6,
     }  # fmt: skip
     found = read_litellm(listed(tmp_path, **keys)).find("x/m")
-    assert [found.at(n) for n in (128_000, 128_001, 200_001)] == [(1e-6, 4e-6), (2e-6, 4e-6), (3e-6, 9e-6)]
+    assert (found.input_usd, found.output_usd) == (1e-6, 4e-6)
+    assert found.tiers == (Tier(128_000, 2e-6, 4e-6), Tier(200_000, 3e-6, 9e-6))
     tiers = [
         {"range": [32_000, 128_000], "input_cost_per_token": 5e-6},
         {"range": [0, 32_000], "input_cost_per_token": 2e-6, "output_cost_per_token": 3e-6},
     ]
     found = read_litellm(listed(tmp_path, output_cost_per_token=7e-6, tiered_pricing=tiers)).find("x/m")
-    assert [found.at(n) for n in (1, 32_001)] == [(2e-6, 3e-6), (5e-6, 7e-6)]
+    assert (found.input_usd, found.output_usd) == (2e-6, 3e-6)
+    assert found.tiers == (Tier(32_000, 5e-6, 7e-6),)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def test_a_spot_price_is_the_on_demand_price_less_the_saving(tmp_path: Path) -> 
     path, advisor = write(tmp_path, AWS), write(tmp_path, ADVISOR, "advisor.csv")
     g5, p5e, g6f = read_aws(path, advisor)
     assert (g5.region, g5.on_demand_usd, g5.spot_usd) == ("eu-west-1", 1.2, pytest.approx(0.48))
-    assert g5.note.startswith("spot price: on-demand x (1 - 0.60)")
-    assert (p5e.on_demand_usd, p5e.spot_usd, p5e.note) == (None, None, "")
+    assert g5.spot_note.startswith("on-demand x (1 - 0.60)")
+    assert (p5e.on_demand_usd, p5e.spot_usd, p5e.spot_note) == (None, None, "")
     assert (p5e.accelerator, p5e.accelerators, p5e.accelerator_memory_gib) == ("H200", 8, 141.0)
     assert g6f.accelerators == 0
     assert read_aws(path)[0].spot_usd is None

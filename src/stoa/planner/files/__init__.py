@@ -4,7 +4,7 @@ read.py        puts together what the others read
 document.py    what may stand in plan.toml or plan.yaml; decode.py reads it
 units.py       quantities with units, money
 clock.py       typical days on the local clock
-sites.py       places, machines, offers        apis.py      hosted models
+sites.py       places, machines; offers.py: at what prices; apis.py: hosted models
 arrivals.py    requests of a trace or of usage records; table.py: demand as a table
 demand.py      requests into buckets           asking.py    services, origins
 residency.py   groups of projects by rules     network.py   latency, traffic

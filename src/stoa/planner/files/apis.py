@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from stoa.errors import ConfigError
@@ -12,20 +12,12 @@ from stoa.planner.files import document as doc
 from stoa.planner.files import units
 from stoa.planner.files.units import Exchange
 from stoa.planner.prices import ApiPrice, read_litellm
-from stoa.planner.problem import Api, Bucket, Place, Service
-
-
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """`api` at the price of short prompts; `price` knows what longer ones cost."""
-
-    api: Api
-    price: ApiPrice
+from stoa.planner.problem import Api, Place
 
 
 def read_apis(
     entries: Sequence[doc.Api], places: Sequence[Place], folder: Path, exchange: Exchange
-) -> tuple[tuple[Hosted, ...], tuple[Place, ...]]:
+) -> tuple[tuple[Api, ...], tuple[Place, ...]]:
     """APIs, and all places with those of the APIs: at a place of its own, by default named after its provider."""
     known = {place.name: place for place in places}
     found = []
@@ -37,7 +29,7 @@ def read_apis(
         known[name] = (
             Place(name, frozenset(labels)) if old is None else replace(old, labels=old.labels | labels)
         )
-        found.append(Hosted(_api(f"api[{i}]", entry, price, name), price))
+        found.append(_api(f"api[{i}]", entry, price, name))
     return tuple(found), tuple(known.values())
 
 
@@ -54,6 +46,8 @@ def _api(at: str, entry: doc.Api, price: ApiPrice, place: str) -> Api:
         units.seconds(entry.tpot, f"{at}.tpot"),
         requests,
         tokens,
+        math.inf if price.max_input_tokens is None else price.max_input_tokens,
+        price.tiers,
     )
 
 
@@ -76,21 +70,3 @@ def _price(at: str, entry: doc.Api, folder: Path, exchange: Exchange) -> ApiPric
     found = read_litellm(folder / entry.prices).find(entry.price)
     exchange.usd(1.0, "USD", f"{at}: the price file")  # refused where the document cannot be converted
     return found
-
-
-def priced_for(
-    hosted: Hosted, buckets: Sequence[Bucket], services: Sequence[Service]
-) -> tuple[Api, tuple[str, ...]]:
-    """The API at the prices of the longest prompts that it may be sent, and what there is to say about that."""
-    api, price = hosted.api, hosted.price
-    serving = {s.name for s in services if api.model in s.models}
-    longest = max((b.prompt_tokens for b in buckets if b.service in serving), default=0.0)
-    notes = []
-    input_usd, output_usd = price.at(longest)
-    if (input_usd, output_usd) != (price.input_usd, price.output_usd):
-        notes.append(
-            f"api {api.name}: reckoned at its price for prompts of {longest:.0f} tokens, the longest it may be sent"
-        )
-    if price.max_input_tokens is not None and longest > price.max_input_tokens:
-        notes.append(f"api {api.name} takes prompts of {price.max_input_tokens} tokens at most")
-    return replace(api, input_usd=input_usd, output_usd=output_usd), tuple(notes)

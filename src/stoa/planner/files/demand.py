@@ -84,7 +84,7 @@ def bucketed(
     seconds = np.bincount(parts.period, parts.seconds, len(clock.periods)).astype(np.float64)
     _check_covered(clock, seconds)
     period = parts.period[parts.of(arrivals.arrival_s, offset_of(start))].astype(np.int64)
-    kinds, kind = _kinds(arrivals, kind_of)
+    kinds, kind = kinds_of(arrivals, kind_of)
     prompts, outputs = len(prompt_edges) + 1, len(output_edges) + 1
     code = (kind * prompts + np.searchsorted(prompt_edges, arrivals.prompt_tokens)) * outputs
     code += np.searchsorted(output_edges, arrivals.output_tokens)
@@ -119,7 +119,7 @@ def _check_covered(clock: Clock, seconds: Floats) -> None:
         )
 
 
-def _kinds(arrivals: Arrivals, kind_of: Callable[[Who], Kind]) -> tuple[list[Kind], Numbers]:
+def kinds_of(arrivals: Arrivals, kind_of: Callable[[Who], Kind]) -> tuple[list[Kind], Numbers]:
     """Kinds that there are, and each request's as a number of them."""
     project, service_class, model = arrivals.project, arrivals.service_class, arrivals.model
     classes, models = len(service_class.names) + 1, len(model.names) + 1

@@ -12,12 +12,13 @@ import numpy as np
 from stoa.errors import ConfigError
 from stoa.planner.files import document as doc
 from stoa.planner.files import units
-from stoa.planner.files.apis import priced_for, read_apis
+from stoa.planner.files.apis import read_apis
 from stoa.planner.files.arrivals import Arrivals, read_trace, read_usage
 from stoa.planner.files.asking import kinds, read_services
 from stoa.planner.files.clock import Clock, Start, assumed_start, read_clock, read_start, read_zone
 from stoa.planner.files.decode import read_document
 from stoa.planner.files.demand import Bucketed, Sizes, bucketed
+from stoa.planner.files.late import allow_late
 from stoa.planner.files.network import read_network
 from stoa.planner.files.residency import Residency, read_residency
 from stoa.planner.files.safety import read_margin, read_scenarios, work_of
@@ -52,12 +53,14 @@ def read_inputs(path: Path) -> Inputs:
     clock = read_clock(document.periods, document.time_zone)
     services = read_services(document.service)
     sites = read_sites(document, folder, exchange)
-    hosted, places = read_apis(document.api, sites.places, folder, exchange)
+    apis, places = read_apis(document.api, sites.places, folder, exchange)
     asked = _read_demand(document, folder, clock, places)
     buckets = _buckets(document, asked.sizes, asked.rates)
     replicas, left_out = read_replicas(document, sites.machines, folder)
     fits = fits_of(replicas, buckets, {s.name: s for s in services})
-    apis = [priced_for(each, buckets, services) for each in hosted]
+    buckets, late = allow_late(buckets, fits, apis, services)
+    if late:
+        fits = fits_of(replicas, buckets, {s.name: s for s in services})
     sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
     work = work_of(fits, sizes[:, 0], sizes[:, 1])
     margin = read_margin(document.safety, asked.bucketed, work, len(clock.periods))
@@ -70,14 +73,14 @@ def read_inputs(path: Path) -> Inputs:
         services,
         asked.residency.groups,
         buckets,
-        tuple(api for api, _ in apis),
+        apis,
         read_network(document, places, exchange),
         _rules(document.rules, margin, exchange),
         read_scenarios(document.safety, asked.bucketed, work, clock.periods),
         sites.committed,
     )
-    notes = [*asked.notes, *sites.notes, *left_out, *(text for _, texts in apis for text in texts)]
-    return Inputs(check(problem), tuple(notes), asked.bucketed, asked.trace)
+    notes = (*asked.notes, *sites.notes, *left_out, *late)
+    return Inputs(check(problem), notes, asked.bucketed, asked.trace)
 
 
 def read_exchange(document: doc.Document) -> Exchange:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -201,31 +201,31 @@ def _adapters_gib(pair: _Pair, profile: Profile) -> float:
 def fits_of(
     replicas: Sequence[Replica], buckets: Sequence[Bucket], services: Mapping[str, Service]
 ) -> tuple[Fit, ...]:
-    """Loads of every bucket on every replica; infinite where its service's targets cannot be kept, or another model is
-    wanted."""
+    """Loads of every bucket on every replica, infinite where its service's targets cannot be kept, or another model is
+    wanted. A replica serves several services at the pace of one whose targets are the strictest among them: only then
+    may loads be added. So there is a fit for each pace that a model is asked for."""
     if not replicas or not buckets:
         return ()
-    targets = [services[bucket.service] for bucket in buckets]
-    load, first = loads_of(
-        [r.profile for r in replicas],
-        [b.prompt_tokens for b in buckets],
-        [b.output_tokens for b in buckets],
-        [s.ttft_s for s in targets],
-        [s.tpot_s for s in targets],
-    )
     return tuple(
-        Fit(
-            r.machine,
-            r.model,
-            tuple(
-                value if r.model in s.models else math.inf
-                for value, s in zip(load[f].tolist(), targets, strict=True)
-            ),
-            tuple(first[f].tolist()),
-            r.source,
-            r.adapters_gib,
-            r.profile,
-            r.why,
-        )
-        for f, r in enumerate(replicas)
+        _fit(r, pace, buckets, services) for r in replicas for pace in _paces(r.model, services.values())
     )
+
+
+def _paces(model: str, services: Iterable[Service]) -> tuple[Service, ...]:
+    """Of services with the same targets the first; any for a model that nobody asks for, which has no load then."""
+    asking = [s for s in services if model in s.models] or list(services)[:1]
+    return tuple({(s.ttft_s, s.tpot_s): s for s in reversed(asking)}.values())[::-1]
+
+
+def _fit(r: Replica, pace: Service, buckets: Sequence[Bucket], services: Mapping[str, Service]) -> Fit:
+    asked = [services[b.service] for b in buckets]
+    may = [r.model in s.models and pace.ttft_s <= s.ttft_s and pace.tpot_s <= s.tpot_s for s in asked]
+    prompt, output = [b.prompt_tokens for b in buckets], [b.output_tokens for b in buckets]
+    first_s = [math.inf if b.late else pace.ttft_s for b in buckets]
+    load, first = loads_of([r.profile], prompt, output, first_s, [pace.tpot_s] * len(may))
+    loads = tuple(value if ok else math.inf for value, ok in zip(load[0].tolist(), may, strict=True))
+    only = len(_paces(r.model, services.values())) == 1
+    return Fit(
+        r.machine, r.model, loads, tuple(first[0].tolist()), r.source, r.adapters_gib, r.profile, r.why,
+        "" if only else pace.name,
+    )  # fmt: skip

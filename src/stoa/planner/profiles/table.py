@@ -104,16 +104,13 @@ def fitted(name: str, steps: Iterable[Step], limits: Limits, source: str) -> Fit
 def _credible(steps: list[Step]) -> list[Step]:
     """Without steps much faster than one with no more in it: batches that silently did not fit, mostly."""
 
-    def impossible(a: Step) -> bool:
-        return any(
-            b.prompt_rows <= a.prompt_rows
-            and b.decode_rows <= a.decode_rows
-            and b.context_tokens <= a.context_tokens
-            and b.seconds > _TOO_FAST * a.seconds
-            for b in steps
-        )
-
-    return [step for step in steps if not impossible(step)]
+    holds = np.array([(s.prompt_rows, s.decode_rows, s.context_tokens) for s in steps]).reshape(-1, 3)
+    seconds = np.array([s.seconds for s in steps])
+    return [
+        step
+        for step, inside in zip(steps, holds, strict=True)
+        if not np.any(np.all(holds <= inside, axis=1) & (seconds > _TOO_FAST * step.seconds))
+    ]
 
 
 def _within(steps: list[Step], limits: Limits) -> list[Step]:

@@ -57,6 +57,7 @@ class Joint:
     link: Places  # [T, C] rows of C4
     budget: int  # row of C9, -1 without
     carbon: int
+    ramp: Places  # rows of C8
 
 
 def prices(v: View, t: int) -> Floats:
@@ -85,21 +86,24 @@ def joint(v: View, routes: Sequence[Routes], c: Commitments) -> Joint:
         program.add((period.n[mine], 1.0), into=link[t, c.of_option[mine]])
     if len(c.offers):
         program.add((np.broadcast_to(reserved, link.shape), -1.0), into=link)
-    _ramp(program, v, rows)
-    return Joint(program, rows, reserved, link, _budget(program, v), _carbon(program, v, rows))
+    ramp = _ramp(program, v, rows)
+    return Joint(program, rows, reserved, link, _budget(program, v), _carbon(program, v, rows), ramp)
 
 
-def _ramp(program: Program, v: View, rows: Sequence[Rows]) -> None:
+def _ramp(program: Program, v: View, rows: Sequence[Rows]) -> Places:
     """C8; the last period comes before the first."""
     ramp = v.problem.rules.ramp
+    found: list[Places] = []
     if ramp is None or len(rows) < 2:
-        return
+        return np.array(found, np.int64)
     for offer in v.problem.offers:
         mine = [m for m, (o, _) in enumerate(v.options) if o is offer and o.purchase in ("on_demand", "spot")]
         for t in range(len(rows) if mine else 0):
             row = program.row((1,), low=-float(ramp), high=float(ramp))
             program.add((rows[t].n[mine], 1.0), into=np.full(len(mine), row[0]))
             program.add((rows[t - 1].n[mine], -1.0), into=np.full(len(mine), row[0]))
+            found.append(row)
+    return np.concatenate(found) if found else np.array([], np.int64)
 
 
 def _budget(program: Program, v: View) -> int:

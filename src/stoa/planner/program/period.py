@@ -49,6 +49,7 @@ class Rows:
     work: Places
     apart: Places
     limit: dict[int, int]  # row by offer
+    calls: dict[tuple[int, str], Places]  # [W] rows of C7 by API and "requests" or "tokens"
 
 
 def all_routes(v: View, t: int) -> Routes:
@@ -88,8 +89,8 @@ def add_period(program: Program, v: View, t: int, routes: Routes, *, price: Floa
             room = np.array([v.fits[p].adapters_gib for _, p in v.options])
             bounded = np.isfinite(room)
             program.add((n[bounded], -(room * there)[bounded]), into=apart[number, v.pool_of[bounded]])
-    _api_limits(program, v, rates, routes, x)
-    return Rows(n, x, routes, serve, work, apart, _limits(program, v, n))
+    calls = _api_limits(program, v, rates, routes, x)
+    return Rows(n, x, routes, serve, work, apart, _limits(program, v, n), calls)
 
 
 def _needed(rates: Floats) -> Floats:
@@ -119,15 +120,23 @@ def _limits(program: Program, v: View, n: Places) -> dict[int, int]:
     return rows
 
 
-def _api_limits(program: Program, v: View, rates: Floats, routes: Routes, x: Places) -> None:
+def _api_limits(
+    program: Program, v: View, rates: Floats, routes: Routes, x: Places
+) -> dict[tuple[int, str], Places]:
     """C7, in every world."""
+    calls: dict[tuple[int, str], Places] = {}
     tokens = np.array([b.prompt_tokens + b.output_tokens for b in v.problem.buckets])
     for a, api in enumerate(v.problem.apis):
         mine = routes.target == len(v.pools) + a
         if not mine.any():
             continue
         w, k = routes.world[mine], routes.bucket[mine]
-        for most, weight in ((api.requests_per_s, np.ones_like(tokens)), (api.tokens_per_s, tokens)):
+        limits = (
+            ("requests", api.requests_per_s, np.ones_like(tokens)),
+            ("tokens", api.tokens_per_s, tokens),
+        )
+        for what, most, weight in limits:
             if np.isfinite(most):
-                rows = program.row((len(v.worlds),), high=most)
-                program.add((x[mine], rates[w, k] * weight[k]), into=rows[w])
+                calls[a, what] = program.row((len(v.worlds),), high=most)
+                program.add((x[mine], rates[w, k] * weight[k]), into=calls[a, what][w])
+    return calls

@@ -19,20 +19,23 @@ _METHODS = (("simplex", "on"), ("ipm", "on"))
 @dataclass(frozen=True, slots=True)
 class Relaxed:
     """`reserved` [C]: commitments, not whole. `worth` [T, C]: the part of a commitment's price that a period has to earn.
-    Duals are those of `joint`'s program."""
+    Variables and duals are those of `joint`'s program."""
 
     bound_usd: float
     reserved: Floats
     worth: Floats
     joint: Joint
     row_dual: Floats
+    x: Floats
+    reduced: Floats
 
 
 def relax(v: View, routes: Sequence[Routes], c: Commitments, time_limit_s: float) -> Relaxed:
     """NoOptimum if there is no plan at all."""
     j = joint(v, routes, c)
     found = j.program.solve(methods=_METHODS, time_limit_s=time_limit_s)
-    return Relaxed(found.cost, found.x[j.reserved], _worth(v, c, j, found.row_dual), j, found.row_dual)
+    worth = _worth(v, c, j, found.row_dual)
+    return Relaxed(found.cost, found.x[j.reserved], worth, j, found.row_dual, found.x, found.reduced)
 
 
 def _worth(v: View, c: Commitments, j: Joint, dual: Floats) -> Floats:

@@ -69,7 +69,7 @@ def _pools(problem: Problem) -> tuple[tuple[Pool, ...], tuple[Fit, ...], tuple[t
     for offer in problem.offers:
         for fit in problem.fits:
             if fit.machine == offer.machine and offer.limit != 0 and offer.availability > 0:
-                pool = Pool(offer.place, offer.machine, fit.model)
+                pool = Pool(offer.place, offer.machine, fit.model, fit.pace)
                 if pool not in number:
                     number[pool] = len(fits)
                     fits.append(fit)
@@ -101,14 +101,14 @@ def in_time(problem: Problem, bucket: Bucket, service: Service, fit: Fit, place:
     return (
         fit.model in service.models
         and np.isfinite(fit.load_s[k])
-        and fit.ttft_s[k] + latency_s <= service.ttft_s
+        and (bucket.late or fit.ttft_s[k] + latency_s <= service.ttft_s)
         and bucket.adapters_gib <= fit.adapters_gib
     )
 
 
 def api_in_time(problem: Problem, bucket: Bucket, service: Service, api: Api) -> bool:
     latency_s = problem.network.latency_s.get((bucket.origin, api.place), 0.0)
-    fast = api.ttft_s + latency_s <= service.ttft_s and api.tpot_s <= service.tpot_s
+    fast = (bucket.late or api.ttft_s + latency_s <= service.ttft_s) and api.tpot_s <= service.tpot_s
     return api.model in service.models and fast and bucket.prompt_tokens <= api.max_prompt_tokens
 
 

@@ -1,0 +1,220 @@
+"""What differs between two plans for the same problem, as facts and in words."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoa.planner.plan import USUAL, Plan, Pool, Route
+from stoa.planner.problem import Problem, Purchase
+
+Floats = NDArray[np.float64]
+_T = TypeVar("_T")
+_CLOCK = re.compile(r"(.*?)(\d\d:\d\d)-(\d\d:\d\d)")  # "weekday 08:00-09:00"
+_EPS = 1e-6
+_LEAST_SHARE = 0.005  # of a service's requests, to be worth a word
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Machines of a pool under one purchase option, by period."""
+
+    pool: Pool
+    purchase: Purchase
+    periods: tuple[str, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Machines reserved for the whole horizon."""
+
+    place: str
+    machine: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A service's requests over the horizon. `share`: of them, those that are served elsewhere. `targets`: name, shares
+    before and after; they may differ by less than what is moved, where requests of one size go and others come."""
+
+    service: str
+    share: float
+    targets: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """USD over the horizon. `parts`: what for, before and after."""
+
+    before: float
+    after: float
+    parts: tuple[tuple[str, float, float], ...]
+
+
+Change = Counted | Committed | Moved | Spent
+
+
+def diff(old: Plan, new: Plan, problem: Problem) -> tuple[Change, ...]:
+    """Both plans in the order of the problem's periods and buckets. Machines first, then what is reserved, then routes, then
+    the cost, which is always there unless it is the same."""
+    return (
+        *_counted(old, new, problem),
+        *_committed(old, new),
+        *_moved(old, new, problem),
+        *_spent(old, new),
+    )
+
+
+def _counted(old: Plan, new: Plan, problem: Problem) -> Iterator[Counted]:
+    names = tuple(p.name for p in problem.periods)
+    none = (0,) * len(names)
+    before = {(r.pool, r.purchase): r.counts for r in old.rented}
+    after = {(r.pool, r.purchase): r.counts for r in new.rented}
+    for pool, purchase in _both(before, after):
+        counts = before.get((pool, purchase), none), after.get((pool, purchase), none)
+        if counts[0] != counts[1]:
+            yield Counted(pool, purchase, names, *counts)
+
+
+def _committed(old: Plan, new: Plan) -> Iterator[Committed]:
+    for key in _both(old.reserved, new.reserved):
+        before, after = old.reserved.get(key, 0), new.reserved.get(key, 0)
+        if before != after:
+            yield Committed(*key, before, after)
+
+
+def _both(old: Mapping[_T, object], new: Mapping[_T, object]) -> list[_T]:
+    """Keys of either, each once, in the order of the old."""
+    return list(dict.fromkeys([*old, *new]))
+
+
+# -- routes
+
+
+def _moved(old: Plan, new: Plan, problem: Problem) -> Iterator[Moved]:
+    before, after = _requests(old, problem), _requests(new, problem)
+    paths = _both(before, after)
+    nothing = np.zeros(len(problem.periods))
+    for service in [s.name for s in problem.services]:
+        mine = [p for p in paths if problem.buckets[p[1]].service == service]
+        served = sum((float(before.get(p, nothing).sum()) for p in mine), 0.0)
+        asked = sum((float(after.get(p, nothing).sum()) for p in mine), 0.0)
+        if not served or not asked:
+            continue
+        apart = sum(float(np.abs(after.get(p, nothing) - before.get(p, nothing)).sum()) for p in mine)
+        share = apart / 2 / max(served, asked)
+        if share > _EPS:
+            targets: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+            for p in mine:
+                targets[p[2]][0] += float(before.get(p, nothing).sum()) / served
+                targets[p[2]][1] += float(after.get(p, nothing).sum()) / asked
+            yield Moved(service, share, tuple((name, a, b) for name, (a, b) in targets.items()))
+
+
+def _requests(plan: Plan, problem: Problem) -> dict[tuple[str, int, str], Floats]:
+    """[T] likely requests by world, bucket and target; losses are none of them."""
+    hours = np.array([p.hours * p.times for p in problem.periods])
+    worlds = {s.name: s.probability * np.array(s.factors) for s in problem.scenarios} or {
+        USUAL: np.ones(len(hours))
+    }
+    found: dict[tuple[str, int, str], Floats] = {}
+    for route in plan.routes:
+        if route.world in worlds:
+            rates = np.array(problem.buckets[route.bucket].rates) * worlds[route.world]
+            found[route.world, route.bucket, _name(route)] = rates * hours * 3600 * np.array(route.shares)
+    return found
+
+
+def _name(route: Route) -> str:
+    return route.target.name if isinstance(route.target, Pool) else f"the API {route.target}"
+
+
+# -- cost
+
+
+def _spent(old: Plan, new: Plan) -> Iterator[Spent]:
+    parts = [
+        (
+            f"{_words(purchase)} machines",
+            old.costs.machines.get(purchase, 0.0),
+            new.costs.machines.get(purchase, 0.0),
+        )
+        for purchase in _both(old.costs.machines, new.costs.machines)
+    ]
+    parts += [("APIs", old.costs.api, new.costs.api), ("traffic", old.costs.network, new.costs.network)]
+    changed = tuple((what, a, b) for what, a, b in parts if abs(a - b) > _EPS)
+    if changed:
+        yield Spent(old.costs.total, new.costs.total, changed)
+
+
+# -- in words
+
+
+def tell(changes: Sequence[Change]) -> str:
+    """A line each; of moved requests and of costs, their parts below."""
+    return "\n".join(line for change in changes for line in _lines(change)) or "nothing changes"
+
+
+def _lines(change: Change) -> list[str]:
+    match change:
+        case Counted(pool, purchase, periods, before, after):
+            steps = "; ".join(f"{when}: {a} -> {b}" for when, a, b in spans(periods, before, after))
+            return [f"{pool.name} ({_words(purchase)}): {steps}"]
+        case Committed(place, machine, before, after):
+            return [f"reserved for the whole time, {machine} at {place}: {before} -> {after}"]
+        case Moved(service, share, targets):
+            head = f"{service}: {_percent(share)} of its requests are served elsewhere"
+            told = [(name, a, b) for name, a, b in targets if abs(a - b) >= _LEAST_SHARE]
+            return [head, *(f"    {name}: {_percent(a)} -> {_percent(b)}" for name, a, b in told)]
+        case Spent(before, after, parts):
+            head = f"cost: {before:,.2f} USD -> {after:,.2f} USD{_relative(before, after)}"
+            return [head, *(f"    {what}: {a:,.2f} USD -> {b:,.2f} USD" for what, a, b in parts)]
+
+
+def spans(periods: Sequence[str], before: Sequence[int], after: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Stretches of periods that change alike, their names joined; those that do not change are left out."""
+    pairs = list(zip(before, after, strict=True))
+    if len(set(pairs)) == 1 and before[0] != after[0]:
+        return [("always", *pairs[0])]
+    found = []
+    for (a, b), stretch in groupby(range(len(pairs)), key=pairs.__getitem__):
+        if a != b:
+            found += [(when, a, b) for when in joined([periods[t] for t in stretch])]
+    return found
+
+
+def joined(periods: Sequence[str]) -> list[str]:
+    """Names of periods that follow each other, hours put together: "08:00-09:00", "09:00-10:00" become "08:00-10:00"."""
+    found: list[str] = []
+    for name in periods:
+        last, this = _CLOCK.fullmatch(found[-1]) if found else None, _CLOCK.fullmatch(name)
+        if last and this and last[1] == this[1] and last[3] == this[2]:
+            found[-1] = f"{last[1]}{last[2]}-{this[3]}"
+        else:
+            found.append(name)
+    if len(found) > 3 and not any(map(_CLOCK.fullmatch, found)):
+        return [f"{found[0]} to {found[-1]}"]
+    return found
+
+
+def _words(purchase: Purchase) -> str:
+    return purchase.replace("_", "-")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else f"{100 * share:.1f} %"
+
+
+def _relative(before: float, after: float) -> str:
+    return f" ({100 * (after / before - 1):+.1f} %)" if before > 0 else ""

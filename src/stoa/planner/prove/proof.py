@@ -1,0 +1,285 @@
+"""A plan against a trace: what it promised, and what the simulator says it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stoa.errors import ConfigError
+from stoa.fleet.policies.facts import Bounds, Slo
+from stoa.planner.files.replay import Replay
+from stoa.planner.plan import USUAL, Plan, Pool, traffic_usd
+from stoa.planner.problem import Api, Fit, Problem, Service
+from stoa.planner.prove.market import zones_of
+from stoa.planner.prove.scheduled import Scheduled
+from stoa.planner.prove.split import split
+from stoa.programs import Flags, Floats, Places
+from stoa.simulator import Options, Requests, Result, SpotTrace, simulate
+
+_HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceProof:
+    """Shares of a service's requests: what was promised, and whose first token, and whose pace, came in time."""
+
+    service: str
+    requests: int
+    promised: float
+    first: float
+    pace: float
+    ttft_p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolProof:
+    """`usd`: of its machines, reserved ones not among them. `requests` that it was sent."""
+
+    pool: Pool
+    requests: int
+    usd: float
+    machine_hours: float
+    preemptions: int
+    ttft_p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Of the measured part of the replay. `promised_usd`: what the plan says that these hours cost. `late` by period: the
+    greatest share of a service's requests whose first token came late."""
+
+    hours: float
+    requests: int
+    promised_usd: float
+    usd: float
+    services: tuple[ServiceProof, ...]
+    pools: tuple[PoolProof, ...]
+    late: tuple[float, ...]
+
+    @property
+    def cost_error(self) -> float:
+        """Share by which it costs more than promised."""
+        return self.usd / self.promised_usd - 1 if self.promised_usd > 0 else 0.0
+
+    @property
+    def shortfall(self) -> float:
+        """The greatest share by which a service's first tokens miss their promise; 0 if all keep it."""
+        return max((max(0.0, s.promised - s.first) for s in self.services), default=0.0)
+
+
+def prove(
+    plan: Plan,
+    problem: Problem,
+    replay: Replay,
+    *,
+    spot: Mapping[str, SpotTrace] | None = None,
+    startup_s: float = 120.0,
+    lead_s: float = 900.0,
+    seed: int = 0,
+) -> Proof:
+    """Sends each request of the replay where the plan routes it, and runs every pool's machines as the plan schedules them.
+    Hosted models answer as they promise. Nothing reacts to demand that is not as forecast. The first `lead_s` are run and
+    not counted. `spot`: machines that could be had, by place. ConfigError if a pool's throughput has no profile."""
+    trial = _Trial(plan, problem, replay, spot or {}, startup_s, min(lead_s, replay.length_s / 4), seed)
+    return trial.run()
+
+
+class _Trial:
+    def __init__(
+        self,
+        plan: Plan,
+        problem: Problem,
+        replay: Replay,
+        spot: Mapping[str, SpotTrace],
+        startup_s: float,
+        lead_s: float,
+        seed: int,
+    ) -> None:
+        self.plan, self.problem, self.replay, self.spot = plan, problem, replay, spot
+        self.startup_s, self.lead_s, self.seed = startup_s, lead_s, seed
+        self.services = {s.name: s for s in problem.services}
+        self.bucket = np.asarray(replay.requests.project, np.int64)
+        self.service_of = [self.services[b.service] for b in problem.buckets]
+        self.ttft_s = np.full(len(replay.requests), np.inf)
+        self.tpot_s = np.full(len(replay.requests), np.inf)
+        self.counted = replay.requests.arrival_s >= self.lead_s
+
+    def run(self) -> Proof:
+        parted = split(self.plan, self.problem, self.replay)
+        pools, usd = [], self._reserved_usd()
+        for number, target in enumerate(parted.targets):
+            mine = np.flatnonzero(parted.target == number)
+            if isinstance(target, Pool):
+                proof = self._pool(target, mine)
+                pools.append(proof)
+                usd += proof.usd
+            else:
+                usd += self._api(target, mine)
+            usd += self._traffic_usd(target, mine)
+        idle = {r.pool for r in self.plan.rented} - set(parted.targets)
+        for pool in sorted(idle, key=lambda p: p.name):
+            proof = self._pool(pool, np.empty(0, np.int64))
+            pools.append(proof)
+            usd += proof.usd
+        hours = (self.replay.length_s - self.lead_s) / _HOUR_S
+        counted = int(self.counted.sum())
+        return Proof(hours, counted, self._promised_usd(), usd, self._services(), tuple(pools), self._late())
+
+    # -- machines
+
+    def _pool(self, pool: Pool, mine: Places) -> PoolProof:
+        fit = self._fit(pool)
+        zones, counts = zones_of(
+            self.plan, self.problem, pool,
+            length_s=self.replay.length_s, startup_s=self.startup_s, spot=self.spot, seed=self.seed,
+        )  # fmt: skip
+        if not zones:
+            return PoolProof(pool, len(mine), 0.0, 0.0, 0, math.inf)
+        found = self._simulate(fit, self.replay.requests.part(mine), zones, counts, self._strictest(mine))
+        assert found.first_s is not None and found.end_s is not None
+        arrival_s = self.replay.requests.arrival_s[mine]
+        first_s = np.where(np.isnan(found.first_s), np.inf, found.first_s)
+        self.ttft_s[mine] = first_s - arrival_s + self._latency_s(pool.place, mine)
+        decoded = np.maximum(self.replay.requests.output_tokens[mine] - 1, 1)
+        with np.errstate(invalid="ignore"):
+            pace_s = (np.where(np.isnan(found.end_s), np.inf, found.end_s) - first_s) / decoded
+        self.tpot_s[mine] = np.where(np.isnan(pace_s), np.inf, pace_s)
+        return PoolProof(
+            pool, len(mine), found.cost_usd, found.total_machine_hours, found.preemptions, found.ttft_p99_s
+        )
+
+    def _simulate(
+        self, fit: Fit, requests: Requests, zones: object, counts: Mapping[str, Places], ttft_s: float
+    ) -> Result:
+        assert fit.profile is not None
+        return simulate(
+            [requests], zones, fit.profile, Scheduled(self.replay, counts),  # type: ignore[arg-type]
+            slo=Slo(ttft_s), bounds=Bounds(), seed=self.seed, until_s=self.replay.length_s,
+            options=Options(
+                measure_from_s=self.lead_s, record=len(requests), adapters_each=0, history_s=600.0, drain="finish",
+                room=int(sum(int(c.max()) for c in counts.values())) * 2 + 64,
+            ),
+        )  # fmt: skip
+
+    def _fit(self, pool: Pool) -> Fit:
+        fit = next(
+            f
+            for f in self.problem.fits
+            if (f.machine, f.model, f.pace) == (pool.machine, pool.model, pool.pace)
+        )
+        if fit.profile is None:
+            raise ConfigError(f"{pool.name}: nothing says how long its steps take", param="throughput")
+        return fit
+
+    def _strictest(self, mine: Places) -> float:
+        asked = {self.service_of[k].ttft_s for k in np.unique(self.bucket[mine])}
+        return min(asked, default=min(s.ttft_s for s in self.problem.services))
+
+    def _latency_s(self, place: str, mine: Places) -> Floats:
+        known = self.problem.network.latency_s
+        each = np.array([known.get((b.origin, place), 0.0) for b in self.problem.buckets])
+        return np.asarray(each[self.bucket[mine]], np.float64)
+
+    # -- hosted models, and money
+
+    def _api(self, name: str, mine: Places) -> float:
+        api: Api = next(a for a in self.problem.apis if a.name == name)
+        self.ttft_s[mine] = api.ttft_s + self._latency_s(api.place, mine)
+        self.tpot_s[mine] = api.tpot_s
+        requests = self.replay.requests.part(mine[self.counted[mine]])
+        return float(
+            sum(
+                api.request_usd(p, o)
+                for p, o in zip(requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
+            )
+        )
+
+    def _traffic_usd(self, target: Pool | str, mine: Places) -> float:
+        place = (
+            target.place
+            if isinstance(target, Pool)
+            else next(a.place for a in self.problem.apis if a.name == target)
+        )
+        each = np.array([traffic_usd(self.problem, k, place) for k in range(len(self.problem.buckets))])
+        return float(each[self.bucket[mine[self.counted[mine]]]].sum())
+
+    def _reserved_usd(self) -> float:
+        prices = {(o.place, o.machine): o.hourly_usd for o in self.problem.offers if o.purchase == "reserved"}
+        hours = (self.replay.length_s - self.lead_s) / _HOUR_S
+        return sum(n * prices[key] * hours for key, n in self.plan.reserved.items())
+
+    def _promised_usd(self) -> float:
+        """The plan's cost of the measured hours, by period."""
+        hours = self._hours()
+        prices = {
+            (o.place, o.machine, o.purchase): o.hourly_usd * o.availability for o in self.problem.offers
+        }
+        usd = self._reserved_usd()
+        for r in self.plan.rented:
+            if r.purchase != "reserved":
+                usd += prices[r.pool.place, r.pool.machine, r.purchase] * float(hours @ np.array(r.counts))
+        likely = {s.name: (s.probability, np.array(s.factors)) for s in self.problem.scenarios}
+        for route in self.plan.routes:
+            probability, factors = likely.get(
+                route.world, (1.0 if route.world == USUAL else 0.0, np.ones(len(hours)))
+            )
+            bucket = self.problem.buckets[route.bucket]
+            requests = (
+                probability
+                * _HOUR_S
+                * float((np.array(bucket.rates) * factors * np.array(route.shares)) @ hours)
+            )
+            usd += requests * self._request_usd(route.bucket, route.target)
+        return usd
+
+    def _request_usd(self, k: int, target: Pool | str) -> float:
+        if isinstance(target, Pool):
+            return traffic_usd(self.problem, k, target.place)
+        api = next(a for a in self.problem.apis if a.name == target)
+        bucket = self.problem.buckets[k]
+        return api.request_usd(bucket.prompt_tokens, bucket.output_tokens) + traffic_usd(
+            self.problem, k, api.place
+        )
+
+    def _hours(self) -> Floats:
+        """[T] measured hours of each period."""
+        minutes = np.arange(self.lead_s, self.replay.length_s, 60.0)
+        period = self.replay.period_at(minutes)
+        length = np.minimum(60.0, self.replay.length_s - minutes)
+        return np.bincount(period, length, len(self.problem.periods)) / _HOUR_S
+
+    # -- promises
+
+    def _services(self) -> tuple[ServiceProof, ...]:
+        of = np.array([self.problem.services.index(s) for s in self.service_of])[self.bucket]
+        found = []
+        for number, service in enumerate(self.problem.services):
+            mine = (of == number) & self.counted
+            if mine.any():
+                found.append(self._service(service, mine))
+        return tuple(found)
+
+    def _late(self) -> tuple[float, ...]:
+        target_s = np.array([s.ttft_s for s in self.service_of])[self.bucket]
+        number = np.array([self.problem.services.index(s) for s in self.service_of])[self.bucket]
+        period = self.replay.period_at(self.replay.requests.arrival_s)
+        shape = (len(self.problem.services), len(self.problem.periods))
+        cell = number * shape[1] + period
+        every = np.bincount(cell[self.counted], minlength=shape[0] * shape[1])
+        late = np.bincount(cell[self.counted & (self.ttft_s > target_s)], minlength=shape[0] * shape[1])
+        worst = (late / np.maximum(every, 1)).reshape(shape).max(axis=0)
+        return tuple(worst.tolist())
+
+    def _service(self, service: Service, mine: Flags) -> ServiceProof:
+        ttft_s, tpot_s = self.ttft_s[mine], self.tpot_s[mine]
+        return ServiceProof(
+            service.name,
+            int(mine.sum()),
+            service.attainment,
+            float(np.mean(ttft_s <= service.ttft_s * (1 + 1e-9))),
+            float(np.mean(tpot_s <= service.tpot_s * (1 + 1e-9))),
+            float(np.quantile(ttft_s, 0.99, method="higher")),
+        )

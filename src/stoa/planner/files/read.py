@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from stoa.errors import ConfigError
 from stoa.planner.files import document as doc
@@ -46,9 +47,13 @@ def read_problem(path: Path) -> Problem:
     return read_inputs(path).problem
 
 
-def read_inputs(path: Path) -> Inputs:
-    """As `read_problem`, with what there is to say about it."""
+def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
+    """As `read_problem`, with what there is to say about it. `usage`: an export of usage that the demand is taken from,
+    whatever the document names."""
     document, folder = read_document(path), path.parent
+    if usage is not None:
+        demand = replace(document.demand, trace=None, table=None, usage=str(usage.resolve()))
+        document = replace(document, demand=demand)
     exchange = read_exchange(document)
     clock = read_clock(document.periods, document.time_zone)
     services = read_services(document.service)

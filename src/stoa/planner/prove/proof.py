@@ -139,7 +139,8 @@ class _Trial:
         if not zones:
             return PoolProof(pool, len(mine), 0.0, 0.0, 0, math.inf)
         found = self._simulate(fit, self.replay.requests.part(mine), zones, counts, self._strictest(mine))
-        assert found.first_s is not None and found.end_s is not None
+        assert found.first_s is not None
+        assert found.end_s is not None
         arrival_s = self.replay.requests.arrival_s[mine]
         first_s = np.where(np.isnan(found.first_s), np.inf, found.first_s)
         self.ttft_s[mine] = first_s - arrival_s + self._latency_s(pool.place, mine)

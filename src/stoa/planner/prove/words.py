@@ -1,0 +1,55 @@
+"""A proof, for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stoa.planner.prove.proof import Proof, ServiceProof
+
+_MISSED = 0.005
+
+
+def tell_proof(proof: Proof) -> str:
+    """What was promised, and what came of it, in lines."""
+    lines = [
+        f"Tried on {proof.requests:,} requests of {proof.hours:.1f} hours:",
+        f"  cost      {proof.usd:,.2f} USD, {proof.promised_usd:,.2f} promised ({proof.cost_error:+.1%})",
+    ]
+    lines += [f"  {_service(s)}" for s in proof.services]
+    if proof.shortfall > _MISSED:
+        lines.append(
+            "The plan does not keep its promise on these requests. `--tune`, or more `safety`, buys more room."
+        )
+    return "\n".join(lines)
+
+
+def _service(s: ServiceProof) -> str:
+    kept = "kept" if s.promised - s.first <= _MISSED else "MISSED"
+    return (
+        f"{s.service:<9} first token in time for {s.first:.2%} of {s.requests:,} requests, {s.promised:.1%} promised: {kept}; "
+        f"99 % within {s.ttft_p99_s:.2f} s; pace in time for {s.pace:.2%}"
+    )
+
+
+def proof_json(proof: Proof) -> dict[str, Any]:
+    return {
+        "hours": proof.hours,
+        "requests": proof.requests,
+        "promised_usd": proof.promised_usd,
+        "usd": proof.usd,
+        "cost_error": proof.cost_error,
+        "services": [
+            {
+                "service": s.service, "requests": s.requests, "promised": s.promised, "first_in_time": s.first,
+                "pace_in_time": s.pace, "ttft_p99_s": s.ttft_p99_s,
+            }
+            for s in proof.services
+        ],
+        "pools": [
+            {
+                "place": p.pool.place, "machine": p.pool.machine, "model": p.pool.model, "pace": p.pool.pace,
+                "requests": p.requests, "usd": p.usd, "machine_hours": p.machine_hours, "preemptions": p.preemptions,
+            }
+            for p in proof.pools
+        ],
+    }  # fmt: skip

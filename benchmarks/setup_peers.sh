@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the peers' environments under the folder given: PEERS/vllm, PEERS/peft, PEERS/litellm and PEERS/llama.cpp.
+# Makes the peers' environments under the folder given: PEERS/vllm, PEERS/peft, PEERS/litellm, PEERS/melange and
+# PEERS/llama.cpp.
 # llama.cpp is built for this processor (prebuilt ones lack AVX-512 and AMX), from the sources that
 # llama-cpp-python carries; it needs a C++ compiler. What is there already is kept.
 set -euo pipefail
@@ -14,6 +15,9 @@ python3 -m venv "$peers/peft"
 
 python3 -m venv "$peers/litellm"
 "$peers/litellm/bin/pip" install -q 'litellm[proxy]'
+
+python3 -m venv "$peers/melange" # what its solver needs; the solver itself is read from a checkout of its release
+"$peers/melange/bin/pip" install -q pulp==2.8.0 numpy==1.26.4 pandas==2.2.1
 
 llama=$peers/llama.cpp
 python3 -m venv "$llama"

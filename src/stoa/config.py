@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replica_labels: str = ""  # that its node must have: NAME=VALUE,…
     offers: str = ""  # hourly prices: ZONE/spot=USD,ZONE/on_demand=USD,…
     provision_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0  # for a node to come; 0: never
+    plan: str = ""  # a file of stoa plan --apply, read again when it changes: docs/planner-live.md
+    zone: str = "local"  # where this machine stands
     auth: Literal["auto", "keys", "open"] = "auto"  # auto: open on loopback until there is a key
     api_key: str = ""  # one for everything, beside those in the database
     db: str = ""  # sqlite:///FILE or postgresql://…; default: a file under home

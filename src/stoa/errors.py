@@ -152,6 +152,12 @@ class ReplicaLost(EngineUnavailable):
     """A replica went away, or refuses for now; the request can go on on another one."""
 
 
+class NoAllowedReplica(EngineUnavailable):
+    """No replica takes the request at any place where its project may be served; it was sent nowhere else."""
+
+    code = "no_allowed_replica"
+
+
 class UnsupportedModel(StoaError):
     """A base model folder asks for something the engine does not implement; the message names it."""
 

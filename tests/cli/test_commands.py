@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -28,6 +30,16 @@ def test_every_setting_is_documented() -> None:
     table = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     words = set(table.replace("|", " ").replace(",", " ").split())
     assert {f.name for f in msgspec.structs.fields(Settings)} <= words
+
+
+def test_a_wrong_remote_is_told_with_its_file(tmp_path: Path) -> None:
+    """The one that was named, and not the usual one."""
+    file = tmp_path / "mine.toml"
+    file.write_text('[[remote]]\nname = "x"\n')
+    words = [sys.executable, "-m", "stoa.cli", "serve", "--config", str(file), "--port", "18473"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"stoa: {file}: remote 'x': ")
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])

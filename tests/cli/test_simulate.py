@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stoa.cli import app
+from stoa.errors import ConfigError
 from tests.simulator.worlds import profile
 
 
@@ -53,6 +54,23 @@ def test_impossible_options_are_refused(tmp_path: Path, flag: str, values: list[
         said = str(getattr(result.exception, "message", result.output))
         assert flag[2:].replace("-", "_") in said
         assert "accepted: " in said
+
+
+@pytest.mark.parametrize("flag", ["--out", "--plot"])
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path, flag: str) -> None:
+    """A folder that does not exist, and a file where a folder should be; nothing has been simulated then."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none" / "x", tmp_path / "file" / "x", tmp_path):
+        result = simulate(tmp_path, flag, str(path), last_s=float("nan"))
+        assert isinstance(result.exception, ConfigError)
+        assert result.exception.message.startswith(f"{flag} {path}: ")
+
+
+def test_nothing_is_counted_from_the_end_on(tmp_path: Path) -> None:
+    """`--measure-from-s` comes before `--until-s`."""
+    result = simulate(tmp_path, "--measure-from-s", "30", "--until-s", "30")
+    assert isinstance(result.exception, ConfigError)
+    assert "measure_from_s is 30.0; accepted: below until_s, 30.0" in result.exception.message
 
 
 @pytest.mark.parametrize("last_s", [1e15, 3.2e8, float("inf"), float("nan")])

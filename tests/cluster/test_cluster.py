@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import ray
+from structlog.testing import capture_logs
 
 from stoa.engine.config import EngineConfig
 from stoa.errors import EngineUnavailable, UnsupportedModel
 from stoa.fleet.cluster.controls import RayControls
-from stoa.fleet.cluster.plan import NAMESPACE, Plan
+from stoa.fleet.cluster.plan import NAMESPACE, OfferPlan, Plan
 from stoa.fleet.reports import ClusterUnreachable
 from tests.cluster.conftest import Nodes, kill, make_plan, pids, until
 from tests.fleet.test_notices import Metadata
@@ -197,12 +200,44 @@ async def test_a_head_that_does_not_answer_stops_nobody(gateway: Make) -> None:
 
 
 async def test_without_room_nothing_is_promised(gateway: Make) -> None:
-    """Replicas beyond the machines are refused at once, not left pending."""
+    """Replicas beyond the machines are refused at once, not left pending, and gateways hear why."""
     plan = make_plan(min_replicas=8, cpus=2.0)
     g = await gateway(plan)
     await g.until_ready(3)
     await asyncio.sleep(1.5)
     assert set(g.places) == set(g.ready)
+    await until(lambda: "a (spot): no node there is free for a replica (2 CPU)" in g.state.refusals)
+
+
+async def test_a_replica_that_no_node_can_hold_is_told(gateway: Make) -> None:
+    """With what it needs: by price or not, nothing can be launched."""
+    g = await gateway(make_plan(min_replicas=1, cpus=16.0, memory_bytes=1 << 30, labels={"tier": "x"}))
+    await until(lambda: g.fleet.refusals)
+    assert g.fleet.refusals == (
+        "no node of the cluster is large enough for a replica (16 CPU, 1 GiB memory, label tier=x)"
+    )
+
+
+async def test_offers_where_no_node_is_are_told_at_the_start(gateway: Make) -> None:
+    """As is which of the first gateway's settings a later one has to live with."""
+    plan = make_plan(offers=[OfferPlan("a", "spot", 0.3), OfferPlan("mars", "spot", 0.1)])
+    with capture_logs() as logs:
+        await gateway(plan)
+        await gateway(msgspec.structs.replace(plan, max_replicas=9, offers=[]), name="b")
+    first, second = [entry["event"] for entry in logs if entry["log_level"] == "warning"]
+    assert "zone mars, where no node is" in first
+    assert "nodes are in a, b, c, default" in first
+    assert "keeps its first gateway's offers, max_replicas;" in second
+
+
+async def test_a_signal_to_the_gateways_terminal_spares_its_bridge() -> None:
+    """Ctrl-C goes to all processes of its session's foreground; the gateway still has requests to end."""
+    controls = RayControls("127.0.0.1:1", make_plan())
+    connecting = asyncio.create_task(controls.connect())
+    await until(lambda: controls._process is not None)
+    assert os.getsid(controls._process.pid) == controls._process.pid
+    with pytest.raises(ClusterUnreachable):
+        await connecting
 
 
 async def test_deserted_fleets_end(gateway: Make) -> None:

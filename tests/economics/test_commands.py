@@ -99,6 +99,8 @@ def test_costs_are_shown(run, tmp_path: Path) -> None:  # type: ignore[no-untype
     assert run("costs", *span, "--csv", str(file)) == f"{file}: 3 entries\n"
     with pytest.raises(InvalidRequest, match="--to"):
         run("costs", "--from", str(T0), "--to", str(T0))
+    with pytest.raises(InvalidRequest, match="--from 2400-01-01 is in the future"):
+        run("costs", "--from", "2400-01-01")
 
 
 def test_costs_have_names(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

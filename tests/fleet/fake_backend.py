@@ -19,6 +19,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.replicas: dict[str, Status] = {}
         self.full: set[Offer] = set()  # refuse launches
+        self.too_small = False  # every machine
         self.unreachable = False
         self.deaf = False  # stop does nothing
         self.stopped: list[str] = []
@@ -26,6 +27,8 @@ class FakeBackend:
         self.changed: Callable[[], None] = lambda: None
 
     async def offers(self) -> Sequence[Offer]:
+        if self.too_small:
+            raise NoCapacity("no machine is large enough")
         return [SPOT, ON_DEMAND]
 
     async def launch(self, replica_id: str, offer: Offer) -> None:

@@ -19,11 +19,15 @@ class FakeReplica:
     restarts = 0
     max_model_len = 100
 
-    def __init__(self, id: str, *, ours: bool = True, ready: bool = True, refuses: int = 0) -> None:
+    def __init__(
+        self, id: str, *, ours: bool = True, ready: bool = True, refuses: int = 0, zone: str = "local"
+    ) -> None:
         self.id, self.ours, self.ready, self.refuses = id, ours, ready, refuses
-        self.node = Node(name=id)
+        self.node = Node(name=id, zone=zone)
         self.changed: Callable[[], None] = lambda: None
         self.asked: list[GenerationRequest] = []
+        self.warmed: list[str] = []  # adapters
+        self.forgot: list[str] = []
         self._receivers: dict[str, Receiver] = {}
 
     @property
@@ -72,8 +76,10 @@ class FakeReplica:
     async def stats(self) -> EngineStats:
         return EngineStats()
 
-    def warm(self, ref: AdapterRef) -> None: ...
+    def warm(self, ref: AdapterRef) -> None:
+        self.warmed.append(ref.id)
 
-    def forget(self, adapter_id: str) -> None: ...
+    def forget(self, adapter_id: str) -> None:
+        self.forgot.append(adapter_id)
 
     async def stop(self) -> None: ...

@@ -132,6 +132,39 @@ async def test_a_machine_that_never_comes_is_a_refusal() -> None:
     assert world.policy.seen[-1].offers[0].refused_s > 0
 
 
+async def test_why_no_machine_came_is_told() -> None:
+    """By offer, until one comes there or it was long ago: refused, or waited for in vain."""
+    world = World(wanted=1)
+    world.backend.full.add(SPOT)
+    await world.tick(1)
+    assert world.state().refusals == ["a (spot): sold out"]
+    world.backend.full.clear()
+    await world.tick(PACE.provision_s + 3)
+    assert world.state().refusals == ["a (spot): no machine came within 120 s"]
+    world.backend.ready(*world.backend.replicas)
+    await world.tick(1)
+    assert world.state().refusals == []
+    world.backend.full.add(ON_DEMAND)
+    world.policy.wanted, world.policy.offer = 2, ON_DEMAND
+    await world.tick(1)
+    assert world.state().refusals == ["b (on_demand): sold out"]
+    world.policy.wanted = 1
+    await world.tick(700)
+    assert world.state().refusals == []
+
+
+async def test_that_no_machine_is_large_enough_is_told() -> None:
+    """Though the policy, which has no offer then, asks for none; the loop goes on."""
+    world = World(wanted=1)
+    world.backend.too_small = True
+    await world.tick(1)
+    assert world.policy.seen[-1].offers == []
+    assert world.state().refusals == ["no machine is large enough"]
+    world.backend.too_small = False
+    await world.tick(1)
+    assert world.state().refusals == []
+
+
 async def test_a_launch_that_succeeds_is_remembered() -> None:
     """Once it has a machine, not before."""
     world = World(wanted=1)

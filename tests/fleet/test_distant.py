@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+from structlog.testing import capture_logs
 
 from stoa.economics.node import Node
 from stoa.engine.config import EngineConfig
@@ -138,6 +139,20 @@ async def test_a_wrong_token_opens_nothing() -> None:
         writer.close()
     async with worker() as (address, _), gateway(address) as fleet:
         await until(lambda: fleet.ready)
+
+
+async def test_one_that_was_there_and_is_gone_is_not_said_to_come() -> None:
+    """Its controller tells of it; only one that has never answered is waited for aloud."""
+    with capture_logs() as logs:
+        async with worker() as (address, process), gateway(address) as fleet:
+            await until(lambda: fleet.ready)
+            process.kill()
+            await until(lambda: len([e for e in logs if "error" in e]) > 1)
+        async with gateway(address) as fleet:
+            await asyncio.sleep(0.1)
+    said = [(e["event"], e["log_level"]) for e in logs if "error" in e]
+    assert set(said[:2]) == {("a replica does not answer any more", "debug")}
+    assert said[-1] == ("a replica does not answer yet", "info")
 
 
 async def test_a_silent_replica_loses_its_streams_to_another() -> None:

@@ -21,6 +21,8 @@ from stoa.fleet.reports import ClusterUnreachable, Trouble
         ({"topology.kubernetes.io/zone": "z", "cloud.google.com/gke-spot": "true"}, "z", "spot"),
         ({"eks.amazonaws.com/capacityType": "SPOT"}, "default", "spot"),
         ({"karpenter.sh/capacity-type": "on-demand"}, "default", "on_demand"),
+        ({"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": "r-a"}, "r-a", "on_demand"),
+        ({"ray.io/availability-region": "r"}, "r", "on_demand"),
     ],
 )
 def test_labels_say_zone_and_market(labels: dict[str, str], zone: str, market: str) -> None:

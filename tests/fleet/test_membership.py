@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from stoa.engine.config import EngineConfig
 from stoa.engine.request import AdapterRef, GenerationRequest
@@ -176,6 +177,19 @@ async def test_a_model_that_cannot_start_ends_held_requests() -> None:
         await w.until_ready(1)
         assert w.fleet.ready
         assert await w.answer("b", 3) == [0, 1, 2]
+
+
+async def test_who_waits_in_vain_is_told_why_no_machine_came() -> None:
+    """As is the log, once."""
+    async with world() as w:
+        w.backend._most = 0
+        w.fleet.hold_s = 1.0
+        with (
+            capture_logs() as logs,
+            pytest.raises(EngineUnavailable, match=r"\(local .*room for 0 replicas\)"),
+        ):
+            await w.answer("a", 3)
+        assert [e["log_level"] for e in logs if "room for 0 replicas" in e.get("reasons", "")] == ["warning"]
 
 
 async def test_without_its_controller_a_fleet_goes_on() -> None:

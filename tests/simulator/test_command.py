@@ -82,7 +82,7 @@ def test_zones_come_from_a_file_or_from_spot_traces(folder: Path) -> None:
         (["--on-demand-hourly", "3", "--drain", "never"], "migrate, finish"),
         (["--on-demand-hourly", "3", "--tick-s", "0"], "tick_s"),
         (["--on-demand-hourly", "3", "--rate", "-1"], "rate"),
-        (["--on-demand-hourly", "-3"], "0 or above"),
+        (["--on-demand-hourly", "-3"], "on_demand_capacity of zone 'zone' must be 0 or above"),
         (["--on-demand-hourly", "3", "--set", "no=1"], "no parameter no"),
         (["--on-demand-hourly", "3", "--set", "replicas=many"], "replicas"),
         (["--on-demand-hourly", "3", "--set", "replicas"], "FIELD=VALUE"),
@@ -112,6 +112,12 @@ def test_parameters_go_to_the_part_that_has_them() -> None:
     assert isinstance(policy, Both)
     assert isinstance(policy.placement, SpotHedge)
     assert policy.scaler == Hpa(target_in_flight=7.5, up_pods=3)
+
+
+def test_an_unknown_parameter_is_named_before_one_that_is_missing() -> None:
+    """With those there are: most likely it is the missing one, misspelt."""
+    with pytest.raises(ConfigError, match=r"'hpa' has no parameter foo; accepted: .*target_in_flight"):
+        choose_policy("hpa", ["foo=1"])
 
 
 @pytest.mark.parametrize("name", ["", "hpa+moon", "moon", "elastic+on-demand"])

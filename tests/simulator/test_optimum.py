@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stoa.fleet.policies.facts import Autoscaler, Slo
 from stoa.fleet.policies.profile import Profile
+from stoa.programs import NoOptimum
 from stoa.simulator import Options, Requests, SpotTrace, Zone, simulate
 from stoa.simulator.baselines import (
     Both,
@@ -27,7 +28,6 @@ from stoa.simulator.baselines import (
 )
 from stoa.simulator.baselines.clairvoyant import Clairvoyant
 from stoa.simulator.optimum import Supply, bound, levels, lower_bound, supplies
-from stoa.programs import NoOptimum
 from stoa.simulator.optimum_plan import Course, choose, follow, in_order_plan
 from stoa.simulator.optimum_plan import course as course_of
 from stoa.simulator.optimum_work import Curves, curves, row_work

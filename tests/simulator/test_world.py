@@ -197,6 +197,14 @@ def test_unserved_requests_count_as_late_and_make_quantiles_infinite() -> None:
     assert result.to_json()["ttft"]["p99_s"] is None
 
 
+@pytest.mark.parametrize("start_s", np.linspace(1.0, 1.2, 20))
+def test_no_quantile_is_above_the_longest_time(start_s: float) -> None:
+    """Though quantiles are known by bins only, and the longest one exactly."""
+    zone = Zone("a", on_demand_hourly=3.6, startup_s=start_s)
+    ttft = run(requests((0.0, 1, 1)), Constant(1), [zone], until_s=100.0).ttft
+    assert ttft.p50_s <= ttft.p99_s <= ttft.max_s == pytest.approx(start_s + STEP_S)
+
+
 def test_a_huge_burst_is_served_in_order() -> None:
     """Fifty thousand at the same moment wait in line; none is lost."""
     n = 50_000

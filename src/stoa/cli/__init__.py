@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stoa import __version__
-from stoa.cli import adapter, bench, chat, costs, doctor, key, price, serve, simulate, tenant
+from stoa.cli import adapter, bench, chat, costs, doctor, key, plan, price, serve, simulate, tenant
 from stoa.errors import StoaError
 from stoa.telemetry import configure_logging
 
@@ -23,6 +23,7 @@ app.add_typer(key.app, name="key")
 app.add_typer(price.app, name="price")
 app.command("costs")(costs.costs)
 app.command("simulate")(simulate.simulate)
+app.command("plan")(plan.plan)
 
 
 def _version(asked: bool) -> None:

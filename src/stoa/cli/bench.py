@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stoa.cli.outputs import check_outputs
 from stoa.config import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine with this engine.")
@@ -18,12 +19,12 @@ def lora(
     model: Annotated[
         str, typer.Option(help="demo, a model folder, or a random-weight shape: 134m, 1.1b, 8b")
     ] = "134m",
-    batch: Annotated[list[int] | None, typer.Option(help="requests at once; repeatable")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="requests at once; repeatable", min=1)] = None,
     mode: Annotated[list[str] | None, typer.Option(help="base, same, distinct; repeatable")] = None,
-    prompt_tokens: Annotated[int, typer.Option()] = 64,
-    output_tokens: Annotated[int, typer.Option()] = 64,
-    rank: Annotated[int, typer.Option()] = 16,
-    repeats: Annotated[int, typer.Option()] = 3,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    rank: Annotated[int, typer.Option(min=1)] = 16,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
     dtype: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
     quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
     isa: Annotated[str | None, typer.Option(help="force an instruction set path")] = None,
@@ -33,9 +34,10 @@ def lora(
     """Throughput and latency with no adapter, one, and a different one per request."""
     from stoa.bench.lora import MODES, run
 
+    checked = load_settings({"dtype": dtype, "quantize": quantize, "threads": threads})
     report = run(
         model,
-        cache=load_settings().home_path / "cache",
+        cache=checked.home_path / "cache",
         batches=batch or (1, 8, 32),
         modes=mode or MODES,
         prompt_tokens=prompt_tokens,
@@ -61,12 +63,12 @@ def lora(
 def adapters(
     model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
     registered: Annotated[
-        list[int] | None, typer.Option(help="how many there are to choose from; repeatable")
+        list[int] | None, typer.Option(help="how many there are to choose from; repeatable", min=1)
     ] = None,
-    requests: Annotated[int, typer.Option()] = 512,
-    at_once: Annotated[int, typer.Option(help="requests running at any time")] = 32,
+    requests: Annotated[int, typer.Option(min=1)] = 512,
+    at_once: Annotated[int, typer.Option(help="requests running at any time", min=1)] = 32,
     zipf: Annotated[float, typer.Option(help="exponent of adapters' popularity")] = 1.0,
-    rank: Annotated[int, typer.Option()] = 16,
+    rank: Annotated[int, typer.Option(min=1)] = 16,
     pool_gib: Annotated[float, typer.Option()] = 2.0,
     host_gib: Annotated[float, typer.Option()] = 4.0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -89,10 +91,12 @@ def adapters(
 @app.command("fairness")
 def fairness(
     model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
-    seconds: Annotated[float, typer.Option(help="of each run")] = 60.0,
-    per_s: Annotated[float, typer.Option(help="requests a second of the steady project")] = 2.0,
-    times: Annotated[float, typer.Option(help="how many times as many the flood sends")] = 10.0,
-    backlog: Annotated[int, typer.Option(help="heavy requests, and four times as many light ones")] = 200,
+    seconds: Annotated[float, typer.Option(help="of each run", min=1)] = 60.0,
+    per_s: Annotated[float, typer.Option(help="requests a second of the steady project", min=0.1)] = 2.0,
+    times: Annotated[float, typer.Option(help="how many times as many the flood sends", min=0.1)] = 10.0,
+    backlog: Annotated[
+        int, typer.Option(help="heavy requests, and four times as many light ones", min=1)
+    ] = 200,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """A steady project beside a flood, and two projects that always wait."""
@@ -109,9 +113,11 @@ def fairness(
 
 @app.command("gateway")
 def gateway(
-    connections: Annotated[int, typer.Option(help="requests at once")] = 200,
-    seconds: Annotated[float, typer.Option(help="of each run")] = 10.0,
-    delay_ms: Annotated[float, typer.Option(help="what the engine that computes nothing takes")] = 500.0,
+    connections: Annotated[int, typer.Option(help="requests at once", min=1)] = 200,
+    seconds: Annotated[float, typer.Option(help="of each run", min=1)] = 10.0,
+    delay_ms: Annotated[
+        float, typer.Option(help="what the engine that computes nothing takes", min=0)
+    ] = 500.0,
     db: Annotated[str, typer.Option(help="database; default: SQLite in a temporary folder")] = "",
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -130,9 +136,9 @@ def gateway(
 def prefix(
     trace: Annotated[Path, typer.Argument(help="a Mooncake trace (.jsonl or .jsonl.gz)")],
     model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
-    requests: Annotated[int, typer.Option(help="how many of the trace, from its start")] = 600,
+    requests: Annotated[int, typer.Option(help="how many of the trace, from its start", min=2)] = 600,
     load: Annotated[
-        float, typer.Option(help="share of the time that prefilling takes without a cache")
+        float, typer.Option(help="share of the time that prefilling takes without a cache", min=0.01)
     ] = 0.7,
     pool_gib: Annotated[list[float] | None, typer.Option(help="memory for the cache; repeatable")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -151,13 +157,15 @@ def prefix(
 
 @app.command("router")
 def router(
-    replicas: Annotated[int, typer.Option()] = 4,
-    adapters: Annotated[int, typer.Option(help="how many there are to choose from")] = 200,
-    each: Annotated[int, typer.Option(help="adapters that a replica holds, at least 24")] = 32,
+    replicas: Annotated[int, typer.Option(min=2)] = 4,
+    adapters: Annotated[int, typer.Option(help="how many there are to choose from", min=1)] = 200,
+    each: Annotated[int, typer.Option(help="adapters that a replica holds, at least 24", min=24)] = 32,
     zipf: Annotated[list[float] | None, typer.Option(help="exponent of popularity; repeatable")] = None,
-    load: Annotated[float, typer.Option(help="share of the time that a replica computes prompts")] = 0.4,
-    requests: Annotated[int, typer.Option(help="of each run")] = 20_000,
-    seeds: Annotated[int, typer.Option(help="runs to take the mean of")] = 5,
+    load: Annotated[
+        float, typer.Option(help="share of the time that a replica computes prompts", min=0.01)
+    ] = 0.4,
+    requests: Annotated[int, typer.Option(help="of each run", min=1)] = 20_000,
+    seeds: Annotated[int, typer.Option(help="runs to take the mean of", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Adapter hits and waits by router, in a model of a fleet's caches, and the time of a decision."""
@@ -177,10 +185,10 @@ def router(
 @app.command("profile")
 def profile(
     model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
-    max_num_seqs: Annotated[int, typer.Option(help="sequences in one step")] = 64,
-    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step")] = 512,
+    max_num_seqs: Annotated[int, typer.Option(help="sequences in one step", min=1)] = 64,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step", min=1)] = 512,
     pool_gib: Annotated[float, typer.Option(help="memory for KV blocks; 0: from the machine's")] = 0.0,
-    repeats: Annotated[int, typer.Option()] = 3,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
     dtype: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
     quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
     threads: Annotated[int, typer.Option()] = 0,
@@ -190,8 +198,10 @@ def profile(
     """How long steps take by what is in them, and how long a replica takes to load: what policies plan with."""
     from stoa.bench.profile import run
 
+    check_outputs(out=out)
+    checked = load_settings({"dtype": dtype, "quantize": quantize, "threads": threads})
     report = run(
-        model, cache=load_settings().home_path / "cache", max_num_seqs=max_num_seqs, pool_gib=pool_gib,
+        model, cache=checked.home_path / "cache", max_num_seqs=max_num_seqs, pool_gib=pool_gib,
         max_batch_tokens=max_batch_tokens, repeats=repeats, dtype=dtype, quantize=quantize, threads=threads,
     )  # fmt: skip
     if out is not None:
@@ -207,11 +217,11 @@ def profile(
 @app.command("failover")
 def failover(
     model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
-    streams: Annotated[int, typer.Option(help="on each of two replicas")] = 4,
-    prompt_tokens: Annotated[int, typer.Option()] = 512,
-    output_tokens: Annotated[int, typer.Option()] = 96,
-    rounds: Annotated[int, typer.Option()] = 5,
-    silence_s: Annotated[float, typer.Option(help="after which a silent replica is given up")] = 5.0,
+    streams: Annotated[int, typer.Option(help="on each of two replicas", min=1)] = 4,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    output_tokens: Annotated[int, typer.Option(min=2)] = 96,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    silence_s: Annotated[float, typer.Option(help="after which a silent replica is given up", min=0.1)] = 5.0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """What streams notice when their replica is killed, drained, or falls silent."""
@@ -233,14 +243,16 @@ def coldstart(
     model: Annotated[str, typer.Option(help="demo, a model folder, or a random-weight shape")] = "134m",
     quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
     threads: Annotated[int, typer.Option()] = 0,
-    repeats: Annotated[int, typer.Option()] = 5,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """From nothing to the first token, by stages, against process start and reading the weights once."""
     from stoa.bench.coldstart import run
 
-    cache = load_settings().home_path / "cache"
-    report = run(model, cache=cache, quantize=quantize, threads=threads, repeats=repeats)  # type: ignore[arg-type]
+    checked = load_settings({"quantize": quantize, "threads": threads})
+    report = run(
+        model, cache=checked.home_path / "cache", quantize=checked.quantize, threads=threads, repeats=repeats
+    )
     if as_json:
         print(json.dumps(report))
         return

@@ -66,7 +66,9 @@ def _range(since: str | None, until: str | None) -> tuple[int, int]:
     end_s = int(time.time()) + 1 if until is None else parse_time(until)
     start_s = max(end_s - _USUAL_DAYS * _DAY_S, 0) if since is None else parse_time(since)
     if start_s >= end_s:
-        raise InvalidRequest("--to is not later than --from")
+        raise InvalidRequest(
+            "--to is not later than --from" if until is not None else f"--from {since} is in the future"
+        )
     return start_s, end_s
 
 

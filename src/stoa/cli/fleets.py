@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import secrets
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from stoa.config import Settings
+from stoa.economics.node import Node
 from stoa.engine.config import EngineConfig
 from stoa.engine.model.config import read_model_config
 from stoa.errors import ConfigError
@@ -28,9 +31,11 @@ from stoa.fleet.worker import DEFAULT_FACTORY
 if TYPE_CHECKING:
     from stoa.fleet.cluster.controls import RayControls
     from stoa.fleet.cluster.plan import OfferPlan, Plan
+    from stoa.fleet.policies.modelplan import ModelPlan
 
 _GIB = 1 << 30
 _LOAD_S, _ADAPTER_LOAD_S = 10.0, 0.05  # until a profile says better
+_PATIENCE_S = 10.0  # before it is said what is waited for
 
 
 class ServedFleet(Protocol):
@@ -45,6 +50,10 @@ class ServedFleet(Protocol):
 
     async def begun(self) -> None:
         """Until starting leaves the processor to others."""
+        ...
+
+    def follow(self, plan: ModelPlan) -> None:
+        """From now on."""
         ...
 
     async def stop(self, drain_s: float) -> None: ...
@@ -63,6 +72,9 @@ class OneEngine:
     async def begun(self) -> None:
         await self.replica.spawned.wait()
 
+    def follow(self, plan: ModelPlan) -> None:
+        self.fleet.follow(plan)
+
     async def stop(self, drain_s: float) -> None:
         await self.fleet.stop(drain_s)
 
@@ -75,18 +87,28 @@ class ElasticFleet:
     membership: Membership
     min_replicas: int
     ray: RayControls | None  # None: the controller is in this process
+    patience_s: float = _PATIENCE_S
 
     async def start(self) -> None:
         """Raises ClusterUnreachable. If replicas are always there, waits for the first, and raises why none can start."""
         if self.ray is not None:
             await self.ray.connect()
         self.membership.start()
+        tell_s = time.monotonic() + self.patience_s
         while self.min_replicas and not any(m.load.taking for m in self.fleet.members.values()):
             if self.fleet.hopeless is not None:
                 raise self.fleet.hopeless
+            if time.monotonic() > tell_s:
+                why = "it starts" if self.fleet.starting else self.fleet.refusals or "no machine has come yet"
+                print(f"waiting for the first replica: {why}", file=sys.stderr)
+                tell_s = math.inf
             await asyncio.sleep(0.02)
 
     async def begun(self) -> None: ...
+
+    def follow(self, plan: ModelPlan) -> None:
+        self.fleet.follow(plan)
+        self.membership.follow(plan)
 
     async def stop(self, drain_s: float) -> None:
         await self.membership.hold_still()
@@ -97,13 +119,24 @@ class ElasticFleet:
 def open_fleet(settings: Settings, model_id: str, engine: EngineConfig) -> ServedFleet:
     """Raises ConfigError."""
     factory = os.environ.get("STOA_ENGINE_FACTORY", DEFAULT_FACTORY)  # another engine, for measurements
+    _check(settings)
     if settings.cluster == "local" and (settings.min_replicas, settings.max_replicas) == (1, 1):
-        fleet = Fleet(max_queue=settings.max_queue, ttft_s=settings.slo_ttft_ms / 1000)
-        replica = LocalReplica(engine, factory=factory)
+        fleet = Fleet(
+            max_queue=settings.max_queue, hold_s=settings.hold_s, ttft_s=settings.slo_ttft_ms / 1000
+        )
+        replica = LocalReplica(engine, node=Node(zone=settings.zone), factory=factory)
         fleet.add(replica, slots=settings.max_num_seqs)
         return OneEngine(fleet, replica)
     longest = settings.max_model_len or read_model_config(Path(engine.model)).max_position
     return _open_elastic(settings, model_id, engine, longest, factory)
+
+
+def _check(settings: Settings) -> None:
+    """Also what this fleet does not use: a mistake is told before it matters. Raises ConfigError."""
+    read_profile(settings)
+    _offers(settings)
+    _resources(settings)
+    _pairs("replica_labels", settings)
 
 
 def _open_elastic(
@@ -150,7 +183,7 @@ def _near(settings: Settings, engine: EngineConfig, profile: Profile, factory: s
     if not engine.threads:  # all engines together have the machine
         share = max(1, len(os.sched_getaffinity(0)) // settings.max_replicas)
         engine = msgspec.structs.replace(engine, threads=share)
-    offer = Offer("local", "on_demand", 1.0, profile.load_s)
+    offer = Offer(settings.zone, "on_demand", 1.0, profile.load_s)
     return NearControls(
         Controller(
             backend=LocalBackend(
@@ -185,9 +218,7 @@ def plan(settings: Settings, model_id: str, engine: EngineConfig, profile: Profi
         cpus=settings.replica_cpus,
         gpus=settings.replica_gpus,
         memory_bytes=int(settings.replica_memory_gib * _GIB),
-        resources={
-            name: _number("replica_resources", v) for name, v in _pairs("replica_resources", settings)
-        },
+        resources=_resources(settings),
         labels=dict(_pairs("replica_labels", settings)),
         offers=_offers(settings),
         provision_s=settings.provision_s,
@@ -218,6 +249,12 @@ def read_profile(settings: Settings) -> Profile:
             f"profile {settings.profile} cannot be read: {error}; make one with stoa bench profile",
             param="profile",
         ) from None
+
+
+def _resources(settings: Settings) -> dict[str, float]:
+    return {
+        name: _number("replica_resources", amount) for name, amount in _pairs("replica_resources", settings)
+    }
 
 
 def _offers(settings: Settings) -> list[OfferPlan]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stoa.config import Settings, load_settings
+from stoa.config import FILE_NAME, Settings, load_settings
 from stoa.errors import ConfigError
 from stoa.tenancy.principal import DEFAULT_PROJECT
 
@@ -90,6 +90,10 @@ def serve(
     provision_s: Annotated[
         float | None, typer.Option(help="for a node to come; 0: the cluster does not grow")
     ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="a file of stoa plan --apply, read again when it changes")
+    ] = None,
+    zone: Annotated[str | None, typer.Option(help="where this machine stands, as the plan names it")] = None,
     auth: Annotated[
         str | None, typer.Option(help="auto (open on loopback until there is a key), keys, or open")
     ] = None,
@@ -122,20 +126,22 @@ def serve(
     import uvloop  # with the rest that only serving needs
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener))
+        runner.run(_serve(settings, listener, source=str(config or FILE_NAME)))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket, *, source: str) -> None:
     from stoa.cli.fleets import open_fleet
     from stoa.cli.models import resolve_model
+    from stoa.cli.planfiles import open_plan
     from stoa.fleet.remote.settings import read_remotes
     from stoa.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
-    remotes = read_remotes(settings.remote)
+    remotes = read_remotes(settings.remote, source=source)
     model_id, folder = resolve_model(settings)
     served = open_fleet(settings, model_id, _engine_config(settings, folder))
     fleet = served.fleet
+    plan = open_plan(settings, model_id, served, remotes)
     starting = asyncio.create_task(served.start())
     tenancy: Tenancy | None = None
     try:
@@ -149,10 +155,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         from stoa.server.edge import is_loopback
 
         tenancy = await open_tenancy(settings, loopback=is_loopback(settings.host))
+        await plan.watch(tenancy.office.projects)
         fleet.keep_books(tenancy.metering)
         service = _assemble(settings, model_id, folder, fleet, tenancy)
         for remote in remotes:
             opened = open_remote(remote, model_id, service.tokenizer, tenancy)
+            plan.tell(opened.follow)
             fleet.add(opened, slots=remote.max_in_flight, handicap_s=remote.handicap_s)
             await opened.start()
         batching = open_batching(settings, tenancy.database, lambda: fleet.in_flight)
@@ -160,6 +168,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
+        await plan.close()
         await served.stop(0)
         if tenancy is not None:
             await tenancy.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stoa.cli.outputs import check_outputs
 from stoa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def simulate(
     from stoa.simulator.scenario import read_profile, read_zones
     from stoa.simulator.traces import LATEST_S
 
+    check_outputs(out=out, plot=plot)
     _check_choice("drain", drain, "migrate", "finish")
     _check_choice("order", order, "deadline", "arrival")
     _check_above_0(ttft_s=ttft_s, rate=rate, attainment=attainment)
@@ -103,6 +105,10 @@ def simulate(
         ttft_s=ttft_s, notice_s=notice_s, startup_s=startup_s, jitter_s=jitter_s, idle_s=idle_s,
         measure_from_s=measure_from_s, until_s=0 if until_s is None else until_s,
     )  # fmt: skip
+    if until_s is not None and measure_from_s >= until_s:
+        raise ConfigError(
+            f"measure_from_s is {measure_from_s}; accepted: below until_s, {until_s}", param="measure_from_s"
+        )
     _check_between(-LATEST_S, LATEST_S, spot_offset_s=spot_offset_s)
     _check_between(0, 1_000_000, spot_scale=spot_scale, adapters_each=adapters_each)
     _check_between(1, 1_000_000, max_replicas=max_replicas)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -23,9 +25,19 @@ from stoa.fleet.backends.interface import Backend, NoCapacity, Status
 from stoa.fleet.clock import SteadyClock
 from stoa.fleet.history import History
 from stoa.fleet.lives import Gateway, Life, OfferBook, Starts
+from stoa.fleet.policies import planned
+from stoa.fleet.policies.autoscaler import Elastic
 from stoa.fleet.policies.facts import Autoscaler, Bounds, Decision, Offer, Slo, Snapshot
+from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.fleet.policies.profile import Profile
-from stoa.fleet.reports import ClusterUnreachable, FleetState, GatewayReport, ReplicaUse, Trouble
+from stoa.fleet.reports import (
+    ClusterUnreachable,
+    FleetState,
+    GatewayReport,
+    PlanNews,
+    ReplicaUse,
+    Trouble,
+)
 
 log = structlog.get_logger("stoa.fleet")
 T = TypeVar("T")
@@ -49,7 +61,7 @@ class Pace:
 
 
 class Controller:
-    """`new_id` names replicas; names are never used again, whoever controls."""
+    """`new_id` names replicas; names are never used again, whoever controls. `now`: Unix time, for a plan's periods."""
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class Controller:
         pace: Pace = Pace(),
         new_id: Callable[[], str] = lambda: secrets.token_hex(6),
         history: History | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.backend, self.policy, self.profile = backend, policy, profile
         self.slo, self.bounds, self.pace = slo, bounds, pace
@@ -71,9 +84,12 @@ class Controller:
         self.lives: dict[str, Life] = {}
         self.gateways: dict[str, Gateway] = {}
         self._clock = SteadyClock(clock, _LONGEST_STEP_S)
+        self._now = now
+        self._plan: ModelPlan | None = None
         self._new_id = new_id
         self._history = history or History()
         self._offers = OfferBook()
+        self._nowhere: list[str] = []  # why there is no offer at all
         self._starts = Starts()
         self._memory = policy.initial()
         self._version = 1
@@ -95,6 +111,8 @@ class Controller:
         for replica_id, use in report.replicas.items():
             if (life := self.lives.get(replica_id)) is not None:
                 life.hear(report.gateway, use, now_s)
+        if report.plan is not None:
+            self._follow(report.plan)
         if report.held and not self.lives:
             self._wake.set()  # somebody waits for the first replica: now, not at the next tick
         return self.state()
@@ -108,7 +126,19 @@ class Controller:
             known=self._known,
             replicas=[life.place(now_s) for life in self.lives.values()],
             trouble=None if serving else self._starts.hopeless,
+            refusals=[*self._nowhere, *self._offers.refusals(now_s)],
+            plan_s=self._plan.read_s if self._plan is not None else 0.0,
         )
+
+    def _follow(self, news: PlanNews) -> None:
+        """The latest plan of all gateways."""
+        if self._plan is not None and news.read_s <= self._plan.read_s:
+            return
+        self._plan = ModelPlan.of(news.file, news.model, machine=news.machine, read_s=news.read_s)
+        if isinstance(self.policy, Elastic):
+            log.info("the fleet follows a plan", made=news.file.made)
+        else:
+            log.warning("the fleet's policy takes no plan", policy=type(self.policy).__name__)
 
     # -- the loop
 
@@ -129,7 +159,7 @@ class Controller:
     async def tick(self) -> None:
         try:
             statuses = await self._answer(self.backend.look())
-            offers = list(await self._answer(self.backend.offers()))
+            offers = await self._find_offers()
         except ClusterUnreachable as error:
             if self._reachable:
                 log.error("replicas cannot be seen", error=error.message)
@@ -140,6 +170,14 @@ class Controller:
         await self._end_what_is_over()
         decision = self._decide(offers)
         await self._apply(decision)
+
+    async def _find_offers(self) -> list[Offer]:
+        self._nowhere = []
+        try:
+            return list(await self._answer(self.backend.offers()))
+        except NoCapacity as error:
+            self._nowhere = [error.message]
+            return []
 
     def _second(self) -> float:
         """What the loop goes by: whole seconds, with which the bins of demand end."""
@@ -209,7 +247,7 @@ class Controller:
         waited_s = now_s - life.since_s
         if life.phase == "pending" and waited_s > self.pace.provision_s:
             log.warning("no machine came", replica=life.id, zone=life.offer.zone, market=life.offer.market)
-            self._offers.refused(life.offer, now_s)
+            self._offers.refused(life.offer, now_s, f"no machine came within {self.pace.provision_s:g} s")
             await self._end(life)
         elif life.phase == "starting" and waited_s > self.pace.start_s:
             message = f"the engine did not start within {self.pace.start_s:g} s"
@@ -218,7 +256,7 @@ class Controller:
     def _vanished(self, life: Life, now_s: float) -> None:
         """It ended, and we have not told it to."""
         if life.phase == "pending":
-            self._offers.refused(life.offer, now_s)
+            self._offers.refused(life.offer, now_s, "it was gone before it had a machine")
             return
         log.warning("a replica has gone", replica=life.id, phase=life.phase, zone=life.offer.zone)
         if life.offer.market == "spot" and life.ends_s == math.inf:
@@ -230,7 +268,7 @@ class Controller:
         log.error("a replica failed", replica=life.id, phase=life.phase, error=trouble.message)
         if life.on_its_way:
             self._starts.fail(now_s, trouble)
-            self._offers.refused(life.offer, now_s)
+            self._offers.refused(life.offer, now_s, "a replica did not start")  # `trouble` is for operators
         await self._end(life)
 
     # -- what is over
@@ -288,13 +326,14 @@ class Controller:
                 now_s,
                 held=sum(r.held for r in reports),
                 oldest_wait_s=max((r.oldest_wait_s for r in reports), default=0.0),
+                confined=sum((Counter(r.confined) for r in reports), Counter()),
             ),
             offers=self._offers.list(offers),
             profile=self.profile,
             slo=self.slo,
             bounds=self.bounds,
         )
-        decision, self._memory = self.policy.decide(snapshot, self._memory)
+        decision = self._ask_policy(snapshot)
         if now_s - self._began_s < max(self.pace.settle_s, self.bounds.idle_s):
             # What was asked of adopted replicas is not known.
             drain = [i for i in decision.drain if (life := self.lives.get(i)) is None or not life.adopted]
@@ -302,6 +341,16 @@ class Controller:
         if (decision.launch or decision.drain) and decision.reason != self.reason:
             log.info("the fleet changes", reason=decision.reason)
         self.reason = decision.reason
+        return decision
+
+    def _ask_policy(self, seen: Snapshot) -> Decision:
+        if self._plan is None or not isinstance(self.policy, Elastic):
+            decision, self._memory = self.policy.decide(seen, self._memory)
+            return decision
+        if not isinstance(self._memory, planned.Memory):  # the first plan: what was learned until now stays
+            self._memory = planned.Memory(self._memory)
+        policy = planned.Planned(self._plan, self._now() - seen.now_s, self.policy)
+        decision, self._memory = policy.decide(seen, self._memory)
         return decision
 
     async def _apply(self, decision: Decision) -> None:
@@ -325,7 +374,7 @@ class Controller:
             await self._answer(self.backend.launch(life.id, offer))
         except NoCapacity as error:
             log.info("refused", zone=offer.zone, market=offer.market, reason=error.message)
-            self._offers.refused(offer, self._second())
+            self._offers.refused(offer, self._second(), error.message)
             self._remove(life)
         except ClusterUnreachable:
             pass  # the next look tells whether it exists

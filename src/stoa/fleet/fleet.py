@@ -18,12 +18,14 @@ import structlog
 
 from stoa.engine.request import AdapterRef, GenerationRequest, TokenEvent
 from stoa.engine.stats import EngineStats
-from stoa.errors import EngineUnavailable, InvalidRequest, QueueFull, StoaError
+from stoa.errors import EngineUnavailable, InvalidRequest, NoAllowedReplica, QueueFull, StoaError
 from stoa.fleet.books import Books, NoBooks
 from stoa.fleet.journey import Journey
 from stoa.fleet.members import Member, together
 from stoa.fleet.placement import Placement
+from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.fleet.policies.router import Ask, Costs, Place, ReplicaLoad, View, homes, prefix_chain, route
+from stoa.fleet.policies.steering import Steering
 from stoa.fleet.replica import Replica
 from stoa.fleet.tally import Tally
 from stoa.fleet.visits import Visits
@@ -46,9 +48,11 @@ class Fleet:
         ttft_s: float = 2.0,
         costs: Costs | None = None,
         max_model_len: int = 0,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`hold_s`: how long a request waits for a replica; `again_s`: for another one, before it goes to a remote that has
-        refused it; `ttft_s`: the target for first tokens; `max_model_len`: what to assume until a replica has told."""
+        refused it; `ttft_s`: the target for first tokens; `max_model_len`: what to assume until a replica has told; `now`:
+        Unix time, for a plan's periods."""
         self._books: Books = books or NoBooks()
         self.max_queue = max_queue
         self.hold_s, self.again_s = hold_s, again_s
@@ -57,11 +61,14 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.holds = False  # replicas come when they are wanted: none need be there
         self.hopeless: StoaError | None = None  # why none can start, for operators
+        self.refusals = ""  # why machines for replicas have not come lately
         self.starting = 0  # replicas on their way
         self.held = 0  # requests that wait for one
         self.on_held: Callable[[], None] = lambda: None  # told when another one waits
         self._max_model_len = max_model_len
         self._view = View(costs)
+        self._now = now
+        self._steering: Steering | None = None  # where a plan lets requests go
         self._rng = random.Random(secrets.randbits(64))
         self._journeys: dict[str, Journey] = {}
         self._changed = asyncio.Event()
@@ -83,6 +90,8 @@ class Fleet:
         replica.changed = self.changed
         replica.keep_books(self._books)
         load = ReplicaLoad(replica.id, slots=slots, taking=replica.ready, handicap_s=handicap_s)
+        if self._steering is not None:
+            self._steering.add(replica.id, replica.node.zone, ours=replica.ours)
         self.members[replica.id] = Member(replica, load, self._view)
         self._view.add(load)
         self.changed()
@@ -136,6 +145,23 @@ class Fleet:
         await member.replica.stop()
         del self.members[replica_id]
         self._view.remove(replica_id)
+        if self._steering is not None:
+            self._steering.remove(replica_id)
+
+    def follow(self, plan: ModelPlan) -> None:
+        """From now on requests go where the plan lets them. Those that run elsewhere go on where they may, or are held."""
+        steering = self._steering = Steering(plan)
+        for member in self.members.values():
+            steering.add(member.load.id, member.replica.node.zone, ours=member.replica.ours)
+        for replica_id, member in self.members.items():
+            for leg in list(member.legs):
+                if not steering.may(leg.journey.request.project, replica_id):
+                    leg.abandon()
+            for adapter in self._view.adapters.held(replica_id):
+                if not steering.may_hold(adapter, replica_id):
+                    self._view.adapters.drop(replica_id, adapter)
+                    member.replica.forget(adapter)
+        self.changed()
 
     # -- what the server sees
 
@@ -180,6 +206,13 @@ class Fleet:
     def in_flight(self) -> int:
         return len(self._journeys)
 
+    def confined(self) -> dict[str, int]:
+        """Requests in flight that a plan does not let be served everywhere, by the places where it does."""
+        if self._steering is None:
+            return {}
+        keys = map(self._steering.confined, [j.request.project for j in self._journeys.values()])
+        return dict(collections.Counter(key for key in keys if key is not None))
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[TokenEvent]]:
         """Events of the request until each of its choices has ended. Closing the generator cancels it.
 
@@ -190,7 +223,10 @@ class Fleet:
         if request.params.seed is None:  # so that it can go on elsewhere
             seeded = msgspec.structs.replace(request.params, seed=secrets.randbits(63))
             request = msgspec.structs.replace(request, params=seeded)
-        journey = Journey(request, self._ask(request), self, Tally(request, self._books), self.visits)
+        ask = self._ask(request)
+        if self._steering is not None:
+            self._steering.asked(ask)
+        journey = Journey(request, ask, self, Tally(request, self._books), self.visits)
         self._journeys[request.id] = journey
         try:
             while events := await journey.next_events():
@@ -222,16 +258,20 @@ class Fleet:
         """Has replicas read adapters that many ask for and too few hold."""
         takers = {m.load.id: m for m in self.members.values() if m.load.taking and not m.draining}
         ours = {replica_id for replica_id, member in takers.items() if member.replica.ours}
-        for replica_id, ref in self._placement.turn(ours, self._view.adapters.holders):
+        for replica_id, ref in self._placement.turn(ours, self._view.adapters.holders, self._may_hold):
             log.debug("reads an adapter ahead of need", replica=replica_id, adapter=ref.id)
             takers[replica_id].replica.warm(ref)
 
     async def warm(self, ref: AdapterRef) -> None:
         """A new adapter is read where its first request will go; other services are told of it at once."""
-        first = homes(ref.id, [m.load for m in self.members.values() if m.replica.ours])
-        for member in self.members.values():
+        allowed = [m for m in self.members.values() if self._may_hold(ref.id, m.load.id)]
+        first = homes(ref.id, [m.load for m in allowed if m.replica.ours])
+        for member in allowed:
             if not member.replica.ours or member.load.id in first:
                 member.replica.warm(ref)
+
+    def _may_hold(self, adapter: str, replica_id: str) -> bool:
+        return self._steering is None or self._steering.may_hold(adapter, replica_id)
 
     async def forget(self, adapter_id: str) -> None:
         self._placement.forget(adapter_id)
@@ -260,6 +300,8 @@ class Fleet:
         others = replace(ask, not_at=ask.not_at | refused) if refused else ask
         if (chosen := self._choose(others)) is not None:
             return chosen
+        if self._never_allowed(ask):
+            raise self._none_came(ask)
         self.held += 1
         self.on_held()
         try:
@@ -279,8 +321,8 @@ class Fleet:
                 return chosen
             if self._is_hopeless(others):
                 raise EngineUnavailable("no replica can be started for this model; try again later")
-            if now_s >= deadline_s:
-                raise EngineUnavailable(f"no replica has become ready for {self.hold_s:g} s; try again later")
+            if now_s >= deadline_s or self._never_allowed(ask):
+                raise self._none_came(ask)
             until_s = deadline_s if others is ask else min(deadline_s, again_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until_s - now_s):
@@ -293,8 +335,30 @@ class Fleet:
         comes = self.starting or self._proven or self.members.keys() - ask.not_at
         return refused and not comes
 
+    def _never_allowed(self, ask: Ask) -> bool:
+        """Is no replica within the places of its project, and none to come?"""
+        if self._steering is None or (places := self._steering.places(ask.project)) is None:
+            return False
+        return not places or not (self.holds or any(self._steering.may(ask.project, m) for m in self.members))
+
+    def _none_came(self, ask: Ask) -> EngineUnavailable:
+        places = self._steering.places(ask.project) if self._steering is not None else None
+        if places is None:
+            why = f" ({self.refusals})" if self.refusals else ""
+            return EngineUnavailable(
+                f"no replica has become ready for {self.hold_s:g} s{why}; try again later"
+            )
+        return NoAllowedReplica(
+            f"no replica is ready where this project's requests may be served ({', '.join(sorted(places)) or 'nowhere'}); "
+            "try again later"
+        )
+
     def _choose(self, ask: Ask) -> tuple[Member, Place] | None:
-        index = route(ask, self._view, self._rng)
+        """The one way by which requests come to replicas: first ones, moved, held and failed ones."""
+        if self._steering is None:
+            index = route(ask, self._view, self._rng)
+        else:
+            index = self._steering.choose(ask, self._view, self._rng, self._now())
         if index is None:
             return None
         member = self.members[self._view.replicas[index].id]
@@ -306,7 +370,8 @@ class Fleet:
         if len(self.members) > 1:
             salt = hashlib.blake2b(f"{request.project}\x1f{adapter}".encode(), digest_size=16).digest()
             prefix = prefix_chain(request.prompt_token_ids, salt)
-        return Ask(request.project, adapter, len(request.prompt_token_ids), prefix)
+        service = request.service_class
+        return Ask(request.project, adapter, len(request.prompt_token_ids), prefix, service=service)
 
     def cannot_have(self, request: GenerationRequest) -> frozenset[str]:
         """Replicas that cannot take it. Raises InvalidRequest if that is all of them and no others come."""

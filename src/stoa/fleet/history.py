@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -40,7 +41,9 @@ class History:
         """Requests that all gateways hold at this moment."""
         self._cells[_IN_FLIGHT, self._column(now_s)] = in_flight
 
-    def demand(self, now_s: float, held: int, oldest_wait_s: float) -> Demand:
+    def demand(
+        self, now_s: float, held: int, oldest_wait_s: float, confined: Mapping[str, int] | None = None
+    ) -> Demand:
         """Has at least one bin; none from before the first report, but for what fills the oldest bin."""
         self._column(now_s)
         assert self._first is not None
@@ -60,6 +63,7 @@ class History:
             late=late,
             held=held,
             oldest_wait_s=oldest_wait_s,
+            confined=confined or {},
         )
 
     def _column(self, now_s: float) -> int:

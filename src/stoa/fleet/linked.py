@@ -128,15 +128,18 @@ class DistantReplica(LinkedReplica):
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        pause_s = 0.05
+        pause_s, was_there = 0.05, False
         while True:
             try:
                 async with asyncio.timeout(_CONNECT_S):
                     link = await self._connect()
             except (OSError, EngineUnavailable, TimeoutError) as error:
-                log.info("a replica does not answer yet", replica=self.id, error=str(error))
+                if was_there:  # most likely it has ended, and the controller is about to say so
+                    log.debug("a replica does not answer any more", replica=self.id, error=str(error))
+                else:
+                    log.info("a replica does not answer yet", replica=self.id, error=str(error))
             else:
-                pause_s = 0.05
+                pause_s, was_there = 0.05, True
                 self._linked(link)
                 try:
                     await self._watch_link(link, self._stall_s, self._silence_s)

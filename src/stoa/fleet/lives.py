@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,7 @@ from stoa.fleet.reports import GatewayReport, ReplicaPlace, ReplicaUse, Trouble
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _DOUBTS = 3  # starts that fail one after the other before gateways are told
+_NEWS_S = 600.0  # how long a refusal is worth telling: longer than policies wait before they ask again
 
 LifePhase = Literal["pending", "starting", "ready", "draining"]
 
@@ -127,6 +129,7 @@ class OfferBook:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], OfferSeen] = {}
+        self._why: dict[tuple[str, str], tuple[float, str]] = {}  # of the last refusal: when, and the reason
 
     def list(self, offers: list[Offer]) -> list[OfferSeen]:
         """Of these offers, as they are now."""
@@ -135,10 +138,18 @@ class OfferBook:
     def launched(self, offer: Offer, now_s: float) -> None:
         seen = self._of(offer)
         self._put(OfferSeen(offer, now_s, seen.refused_s, seen.preempted_s))
+        self._why.pop((offer.zone, offer.market), None)
 
-    def refused(self, offer: Offer, now_s: float) -> None:
+    def refused(self, offer: Offer, now_s: float, why: str) -> None:
         seen = self._of(offer)
         self._put(OfferSeen(offer, seen.launched_s, now_s, seen.preempted_s))
+        self._why[offer.zone, offer.market] = (now_s, why)
+
+    def refusals(self, now_s: float) -> Iterator[str]:
+        """In words, of offers where nothing has come since."""
+        for (zone, market), (refused_s, why) in sorted(self._why.items()):
+            if now_s - refused_s < _NEWS_S:
+                yield f"{zone} ({market}): {why}"
 
     def preempted(self, offer: Offer, now_s: float) -> None:
         seen = self._of(offer)

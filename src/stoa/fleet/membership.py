@@ -15,10 +15,12 @@ from stoa.economics.node import Node
 from stoa.fleet.controller import Controller
 from stoa.fleet.fleet import Fleet
 from stoa.fleet.linked import DistantReplica
+from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.fleet.reports import (
     ClusterUnreachable,
     FleetState,
     GatewayReport,
+    PlanNews,
     ReplicaPlace,
     ReplicaUse,
     Trouble,
@@ -88,10 +90,17 @@ class Membership:
         self._nudged = asyncio.Event()
         self._reachable = True
         self._trouble: Trouble | None = None
+        self._plan: PlanNews | None = None
+        self._plan_s = 0.0  # of the one that the controller follows
         self._running: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         self._running = [asyncio.create_task(self._run()), asyncio.create_task(self._learn())]
+
+    def follow(self, plan: ModelPlan) -> None:
+        """The controller hears of it with the next report."""
+        self._plan = PlanNews(file=plan.file, model=plan.model, machine=plan.machine, read_s=plan.read_s)
+        self._nudged.set()
 
     async def hold_still(self) -> None:
         """Before the fleet stops: what ends now is not replaced."""
@@ -166,9 +175,12 @@ class Membership:
             held=self._fleet.held,
             oldest_wait_s=visits.oldest_wait_s(),
             replicas={replica_id: self._use(replica_id) for replica_id in self._replicas},
+            confined=self._fleet.confined(),
+            plan=self._plan if self._plan is not None and self._plan.read_s > self._plan_s else None,
         )
 
     async def carry_out(self, state: FleetState) -> None:
+        self._plan_s = state.plan_s
         if not state.known:
             return
         places = {place.id: place for place in state.replicas}
@@ -183,6 +195,7 @@ class Membership:
             else:
                 self._undrain(place.id)
         self._fleet.starting = sum(place.state == "starting" for place in state.replicas)
+        self._hear_refusals("; ".join(state.refusals))
         if state.trouble != self._trouble:
             self._trouble = state.trouble
             if state.trouble is not None:
@@ -190,6 +203,13 @@ class Membership:
             self._fleet.hopeless = state.trouble.error() if state.trouble else None
             self._fleet.changed()
         self._epoch, self._version = state.epoch, state.version
+
+    def _hear_refusals(self, told: str) -> None:
+        """A fleet that has replicas gets along: spot machines are often refused."""
+        if told and told != self._fleet.refusals:
+            say = log.info if self._replicas else log.warning
+            say("no machine for a replica", reasons=told)
+        self._fleet.refusals = told
 
     # -- one replica
 

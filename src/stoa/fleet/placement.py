@@ -55,17 +55,20 @@ class Placement:
         (self._full.add if full else self._full.discard)(replica_id)
 
     def turn(
-        self, replicas: Collection[str], holders: Callable[[str], Collection[str]]
+        self,
+        replicas: Collection[str],
+        holders: Callable[[str], Collection[str]],
+        may: Callable[[str, str], bool] = lambda adapter, replica: True,
     ) -> list[tuple[str, AdapterRef]]:
         """Every few seconds: (replica, adapter that it should read), of `replicas`, which take requests. `holders`:
-        replicas that hold an adapter."""
+        replicas that hold an adapter; `may`: whether a replica may."""
         self._fade()
         self._full.intersection_update(replicas)
         self._given_up = {r: n for r, n in self._given_up.items() if r in replicas}
         room = {replica: 0 if replica in self._full else _AT_ONCE for replica in replicas}
         per_s = math.log(2) / _HALF_LIFE_S
         rates = {adapter: heat * per_s for adapter, heat in self._heat.items()}
-        advice = advise(rates, self._heat_all * per_s, holders, room, least=_LEAST_PER_S)
+        advice = advise(rates, self._heat_all * per_s, holders, room, least=_LEAST_PER_S, may=may)
         return [(r, self._refs[adapter]) for r, adapters in advice.items() for adapter in adapters[:_AT_ONCE]]
 
     def _fade(self) -> None:

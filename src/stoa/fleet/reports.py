@@ -9,6 +9,7 @@ import msgspec
 
 from stoa import errors
 from stoa.errors import EngineUnavailable, StoaError
+from stoa.fleet.policies.contract import FleetPlan
 from stoa.fleet.policies.facts import Market, Offer, ReplicaState
 
 
@@ -41,6 +42,19 @@ class GatewayReport(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0  # of these, those that no replica has taken yet
     oldest_wait_s: float = 0.0  # of those without a first token
     replicas: dict[str, ReplicaUse] = {}
+    confined: dict[
+        str, int
+    ] = {}  # of in_flight, those that a plan confines to places, by `modelplan.confined_key`
+    plan: PlanNews | None = None  # while the controller has an older one, or none
+
+
+class PlanNews(msgspec.Struct, frozen=True, kw_only=True):
+    """What `ModelPlan.of` is made of."""
+
+    file: FleetPlan
+    model: str
+    machine: str
+    read_s: float
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -91,6 +105,8 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     known: bool  # false: the controller has not seen its replicas yet; `replicas` says nothing
     replicas: list[ReplicaPlace] = []
     trouble: Trouble | None = None  # why no replica can start; held requests may end with it
+    refusals: list[str] = []  # why machines that were asked for lately have not come
+    plan_s: float = 0.0  # `read_s` of the plan that it follows; 0: none
 
 
 def place_of(replica_id: str, offer: Offer, state: ReplicaState) -> ReplicaPlace:

@@ -29,7 +29,7 @@ from stoa.fleet.policies.contract import (
     Weights,
     check_plan,
 )
-from stoa.planner.livefacts import CLASSES, LiveFacts, live_facts, spans
+from stoa.planner.livefacts import CLASSES, LiveFacts, Site, live_facts, slugs, spans
 from stoa.planner.plan import USUAL, Plan, Pool, Route, api_usd
 from stoa.planner.problem import Api, Bucket, Offer, Problem, Service
 
@@ -55,7 +55,9 @@ def fleet_plan(
         periods=tuple(
             PeriodPart(name=p.name, hours=spans(facts.hours, i)) for i, p in enumerate(problem.periods)
         ),
-        places=tuple(_place(p.name, facts) for p in problem.places),
+        places=tuple(
+            _place(name, slug, facts) for name, slug in slugs(p.name for p in problem.places).items()
+        ),
         groups=_groups(problem),
         rules=tuple(
             RulePart(name=r.name, projects=r.projects, places=tuple(sorted(r.places))) for r in facts.rules
@@ -66,10 +68,11 @@ def fleet_plan(
     return found
 
 
-def _place(name: str, facts: LiveFacts) -> PlacePart:
-    site = facts.sites.get(name)
-    zones = (site.zone,) if site and site.zone and site.zone != name else ()
-    regions = (site.region,) if site and site.region and not site.zone and site.region != name else ()
+def _place(name: str, slug: str, facts: LiveFacts) -> PlacePart:
+    """`slug`: what exported nodes call their zone."""
+    site = facts.sites.get(name, Site())
+    zones = tuple(zone for zone in dict.fromkeys((slug, site.zone)) if zone and zone != name)
+    regions = (site.region,) if site.region and not site.zone else ()
     return PlacePart(name=name, zones=zones, regions=regions)
 
 

@@ -4,7 +4,7 @@ of requests. From the document that the problem was read from, or as far as the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -76,6 +76,18 @@ def live_facts(problem: Problem, document: Document | None = None) -> LiveFacts:
     }
     hours = read_clock(document.periods, document.time_zone).index.tolist()
     return LiveFacts(hours, document.time_zone, sites, tuple(rules), classes)
+
+
+def slugs(names: Iterable[str], most: int = 24) -> dict[str, str]:
+    """Names as labels, files and hosts can bear them: lower case, digits and hyphens; no two alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:most].strip("-") or "x"
+        slug, number = plain, 2
+        while slug in found.values():
+            slug, number = f"{plain}-{number}", number + 1
+        found[name] = slug
+    return found
 
 
 def guessed_site(place: Place) -> Site:

@@ -1,4 +1,4 @@
-"""Planning again when demand or prices have changed. A damper keeps the old plan while it will do and no other saves much."""
+"""Planning again when demand or prices have changed. A damper keeps an old plan that will do and that is not much dearer."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def commit(problem: Problem, running: Machines) -> Problem:
 def keep(old: Plan, problem: Problem) -> Kept:
     """The old plan under this problem. Its routes stay if they will do."""
     _check_lengths(old, problem)
-    missing = _missing(old, problem)
-    if missing:
-        return Kept(old, missing)
     reserved = dict(old.reserved)
     for key, count in problem.committed.items():
         reserved[key] = max(count, reserved.get(key, 0))
+    missing = _missing(replace(old, reserved=reserved), problem)
+    if missing:
+        return Kept(old, missing)
     plan = _recosted(problem, old, reserved, old.routes)
     broken = _broken(plan, problem)
     if not broken:
@@ -170,7 +170,7 @@ def _missing(old: Plan, problem: Problem) -> str:
 
 def words(found: Replan) -> str:
     """What was decided and why, and what differs."""
-    return f"{_verdict(found)}\n{tell(found.changes)}"
+    return "\n".join((_verdict(found), *([tell(found.changes)] if found.changes else [])))
 
 
 def _verdict(found: Replan) -> str:
@@ -186,7 +186,6 @@ def _verdict(found: Replan) -> str:
     least = f"{100 * found.least:g} %"
     if found.replaced:
         return f"The new plan replaces the old one; {costs}, and {least} was asked for."
-    return (
-        f"The old plan stays; {costs}, and {least} was asked for. No plan could save more than {100 * found.most:.1f} %. "
-        "With the new one would change:"
-    )
+    could = f"No plan could save more than {100 * found.most:.1f} %."
+    would = " With the new one would change:" if found.changes else ""
+    return f"The old plan stays; {costs}, and {least} was asked for. {could}{would}"

@@ -1,7 +1,7 @@
 """A plan on disk, as JSON, and laid onto inputs that have changed since.
 
-The file carries names of periods and what each bucket was: without them a plan's numbers would mean nothing to inputs that are
-read anew.
+The file carries the periods' names and what each bucket was: without them a plan's numbers would mean nothing to inputs
+that are read anew.
 """
 
 from __future__ import annotations

@@ -203,5 +203,8 @@ class _World:
         latency_s = self.problem.network.latency_s.get((bucket.origin, place), 0.0)
         _require(place in self.places[bucket.group], f"{bucket.name} may not be served at {place}")
         _require(model in service.models, f"{model} may not answer {bucket.name}")
-        _require(bucket.late or ttft_s + latency_s <= service.ttft_s, f"{bucket.name} is not served in time at {place}")
+        _require(
+            bucket.late or ttft_s + latency_s <= service.ttft_s,
+            f"{bucket.name} is not served in time at {place}",
+        )
         _require(place != self.lost_place, f"{place} is lost, and yet serves {bucket.name}")

@@ -30,18 +30,26 @@ def choose_policy(name: str, settings: Sequence[str] = ()) -> Autoscaler[Any]:
     """`name`: "elastic", a scaler of `SCALERS` (on demand), or "scaler+placement". `settings`: "field=value" of either.
     ConfigError names what is accepted."""
     given = dict(_setting(text) for text in settings)
-    if name == OURS:
-        policy: Autoscaler[Any] = _build(Elastic, given)
-    else:
-        scaler, _, placement = name.partition("+")
-        if scaler not in SCALERS or (placement or "on-demand") not in PLACEMENTS:
-            raise ConfigError(f"policy {name!r} is unknown; accepted: {NAMES}", param="policy")
-        policy = baselines.Both(
-            _build(SCALERS[scaler], given), _build(PLACEMENTS[placement or "on-demand"], given)
+    kinds = _kinds(name)
+    fields = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    if unknown := given.keys() - fields:
+        raise ConfigError(
+            f"policy {name!r} has no parameter {', '.join(sorted(unknown))}; accepted: {', '.join(fields) or 'none'}",
+            param="set",
         )
-    if given:
-        raise ConfigError(f"policy {name!r} has no parameter {', '.join(given)}", param="set")
-    return policy
+    first, *placement = [_build(kind, given) for kind in kinds]
+    return baselines.Both(first, *placement) if placement else first
+
+
+def _kinds(name: str) -> list[type[Any]]:
+    """Ours, or a scaler and a placement."""
+    if name == OURS:
+        return [Elastic]
+    scaler, _, placement = name.partition("+")
+    placement = placement or "on-demand"
+    if scaler not in SCALERS or placement not in PLACEMENTS:
+        raise ConfigError(f"policy {name!r} is unknown; accepted: {NAMES}", param="policy")
+    return [SCALERS[scaler], PLACEMENTS[placement]]
 
 
 def _setting(text: str) -> tuple[str, str]:

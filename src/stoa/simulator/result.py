@@ -25,8 +25,8 @@ TIMELINE = (  # by tick
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of requests, in seconds. Quantiles are middles of bins 0.7 % wide, and inf where they fall on requests that
-    never got there; mean and max are exact, of those that did."""
+    """Of requests, in seconds. Quantiles are middles of bins 0.7 % wide, or max if that is less, and inf where they fall
+    on requests that never got there; mean and max are exact, of those that did."""
 
     mean_s: float
     p50_s: float
@@ -42,15 +42,16 @@ class Times:
             return Times(never, never, never, never, never)
         above = np.cumsum(hist)
         width = math.log(HIST_MOST_S / HIST_LEAST_S) / HIST_BINS
+        most = math.inf if math.isnan(max_s) else max_s
 
         def quantile(share: float) -> float:
             rank = max(1, math.ceil(share * wanted))
             if rank > above[-1]:
                 return math.inf
-            return HIST_LEAST_S * math.exp((int(np.searchsorted(above, rank)) + 0.5) * width)
+            return min(most, HIST_LEAST_S * math.exp((int(np.searchsorted(above, rank)) + 0.5) * width))
 
-        most = max_s if not math.isnan(max_s) else quantile(1.0)
-        return Times(sum_s / had, quantile(0.5), quantile(0.9), quantile(0.99), most)
+        longest = quantile(1.0) if math.isnan(max_s) else max_s
+        return Times(sum_s / had, quantile(0.5), quantile(0.9), quantile(0.99), longest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def check_zones(zones: list[Zone]) -> list[Zone]:
         numbers = [zone.startup_s, zone.on_demand_hourly or 0.0, zone.spot_hourly or 0.0]
         if not all(math.isfinite(n) and n >= 0 for n in numbers) or (zone.on_demand_capacity or 0) < 0:
             raise ConfigError(
-                f"zone {zone.name}: prices, startup_s and on_demand_capacity must be 0 or above",
+                f"prices, startup_s and on_demand_capacity of zone {zone.name!r} must be 0 or above",
                 param="zones",
             )
     return zones

@@ -115,3 +115,26 @@ async def test_a_replica_at_its_limit_is_not_ready_for_a_while(make: MakeBench) 
     assert told[-1] is False
     clock[0] += 60
     assert bench.replica.ready
+
+
+async def test_a_plan_may_limit_a_day_further() -> None:
+    """Where no budget is configured too; what was spent before counts, and without the plan's limit all is as before."""
+    for own in ({}, {"daily_budget": "1"}):
+        mine = allowance(Clock(), spent=900_000, **own)
+        mine.limit_day(0.001)
+        hold = await mine.take(50, 20, PRICE)
+        with pytest.raises(QueueFull):
+            await mine.take(50, 20, PRICE)
+        await mine.settle(hold, 70, 200_000)
+        assert mine.is_spent
+        mine.limit_day(None)
+        assert not mine.is_spent
+        await mine.take(50, 20, PRICE)
+
+
+async def test_a_plan_does_not_raise_a_configured_budget() -> None:
+    """The least of the two holds."""
+    mine = allowance(Clock(), spent=900_000, daily_budget="0.0005")
+    mine.limit_day(1)
+    with pytest.raises(QueueFull):
+        await mine.take(50, 20, PRICE)

@@ -135,6 +135,17 @@ def test_defaults_are_said_where_servers_have_their_own() -> None:
     assert body["cache_salt"] != other["cache_salt"]
 
 
+def test_a_seed_of_0_is_said() -> None:
+    """As any other, also where it is the sum of the request's and of the choice's number; a penalty of 0 is not."""
+    for dialect in ("vllm", "openai"):
+        made = config("http://there/v1", dialect=dialect)
+        body = to_body(made, "m", request(params={"seed": 0}))
+        assert body["seed"] == 0
+        assert "presence_penalty" not in body
+        assert to_body(made, "m", request(n=3, params={"seed": -2}), 2)["seed"] == 0
+        assert "seed" not in to_body(made, "m", request())
+
+
 def test_constraints_travel_as_structured_outputs() -> None:
     """In vLLM's words; to providers as response_format."""
     schema = Grammar(kind="json_schema", source='{"type":"object"}')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stoa.errors import ConfigError
 from stoa.planner.files.arrivals import Arrivals, Labels, read_trace
 from stoa.planner.files.clock import Start, read_clock
-from stoa.planner.files.demand import Bucketed, Kind, Who, bucketed, day_factors, margins
+from stoa.planner.files.demand import Bucketed, Kind, Who, bucketed
 from stoa.planner.files.document import Periods
 from stoa.planner.files.table import read_projects, read_table
 from stoa.planner.problem import Period
@@ -148,32 +148,6 @@ def test_a_trace_that_says_nothing_of_some_hours_is_refused(
         buckets(arrivals(times), until_s)
 
 
-def test_a_margin_is_a_quantile_of_the_work_in_windows() -> None:
-    """Relative to the period's mean, in units of work and not of requests; steady work needs none."""
-    steady = buckets(arrivals([60.0 * i for i in range(1440)]), DAY_S)
-    assert margins(steady, np.array([3.0]), 0.95, 60).tolist() == [1.0] * 24
-    times = [600.0 * i for i in range(144)] + [60.0 * i + 1 for i in range(1440)]
-    order = np.argsort(times)
-    prompts = np.array([900] * 144 + [100] * 1440)[order].tolist()
-    uneven = buckets(arrivals(sorted(times), prompts), DAY_S)
-    work = np.array([1.0, 10.0])  # every tenth minute brings eleven, the others one: two on average
-    assert margins(uneven, work, 0.95, 60)[3] == pytest.approx(11 / 2)
-    assert margins(uneven, work, 0.5, 60).tolist() == [1.0] * 24
-    assert margins(uneven, np.array([1.0, 0.0]), 0.95, 60).tolist() == [1.0] * 24
-
-
-def test_days_that_differ_count_as_days_or_within() -> None:
-    """A day with thrice the requests of the other: the quantile of days says so, and windows then compare with their day."""
-    times = [60.0 * i for i in range(1440)] + [DAY_S + 20.0 * i for i in range(4320)]
-    found = buckets(arrivals(times), 2 * DAY_S)
-    work = np.ones(1)
-    assert day_factors(found, work, 1.0) == pytest.approx([1.5] * 24)
-    assert day_factors(found, work, 0.5) == pytest.approx([1.0] * 24)
-    assert margins(found, work, 0.95, 60)[5] == pytest.approx(1.5)
-    assert margins(found, work, 0.95, 60, by_day=True).tolist() == [1.0] * 24
-    assert day_factors(buckets(arrivals([0.0]), DAY_S), work, 1.0).tolist() == [1.0] * 24
-
-
 def test_a_table_has_a_rate_for_each_period_or_for_all(tmp_path: Path) -> None:
     """Lines of one size and kind are one bucket."""
     text = (
@@ -209,7 +183,7 @@ class TestRealTrace:
 
     pytestmark = needs_data
 
-    def test_tokens_are_conserved_and_days_vary(self) -> None:
+    def test_tokens_are_conserved(self) -> None:
         """433,000 requests into some dozens of buckets."""
         trace = read_trace(DATA / "traces" / "servegen_mid_2days.csv.gz", MIDNIGHT.at.tzinfo)  # type: ignore[arg-type]
         clock = read_clock(Periods(), "UTC")
@@ -223,9 +197,3 @@ class TestRealTrace:
         tokens = np.array([(s.prompt_tokens, s.output_tokens) for s in found.sizes])
         assert came @ tokens[:, 0] == pytest.approx(trace.prompt_tokens.sum(dtype=np.int64), rel=1e-12)
         assert came @ tokens[:, 1] == pytest.approx(trace.output_tokens.sum(dtype=np.int64), rel=1e-12)
-        work = tokens.sum(axis=1)
-        margin = margins(found, work, 0.95, 60)
-        assert (margin >= 1).all()
-        assert 1.3 < margin.mean() < 4
-        assert (margins(found, work, 0.95, 60, by_day=True) >= 1).all()
-        assert day_factors(found, work, 0.9).max() > 1.02

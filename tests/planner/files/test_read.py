@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from stoa.errors import ConfigError, InvalidTrace
 from stoa.planner.files import read_inputs, read_problem
 from stoa.planner.problem import Tier
-from tests.planner.files.worlds import cloud, document, files, owned, write
+from tests.planner.files.worlds import PROFILE, cloud, document, files, owned, write
 from tests.planner.prices.shared import DATA, PRICES, needs_data
 
 
@@ -151,6 +152,34 @@ def test_apis_stand_at_places_of_their_own(folder: Path) -> None:
     assert (plain.apis[0].place, plain.apis[0].input_usd) == ("ireland", pytest.approx(1e-6))
     assert (plain.apis[0].tiers, plain.apis[0].max_prompt_tokens) == ((), math.inf)
     assert {"api", "cloud"} <= plain.places[0].labels
+
+
+def test_a_few_requests_may_be_late(folder: Path) -> None:
+    """Those that nothing serves in time where they may be, up to half of what the service may miss; and notes say so."""
+    rows = [f"{60 * i},{'ab'[i % 2]},{9000 if i in (100, 101) else 100},10" for i in range(1440)]
+    (folder / "trace.csv").write_text(
+        "arrival_s,project,prompt_tokens,output_tokens\n" + "\n".join(rows) + "\n"
+    )
+    slow = PROFILE | {"prompt_row_s": 1e-3}
+    (folder / "slow.json").write_text(json.dumps(slow))
+    content = document(
+        place=[cloud([{"type": "small"}]), owned([{"type": "box", "count": 2}])],
+        machine=[{"name": "box", "accelerator": "L40S"}],
+        throughput=[
+            {"model": "m", "machines": ["small"], "profile": "profile.json"},
+            {"model": "m", "machines": ["box"], "profile": "slow.json"},
+        ],
+        rule=[{"name": "home", "projects": ["b"], "only": ["owned"]}],
+        demand={"trace": "trace.csv", "until": "1 d"},
+    )
+    found = read_inputs(write(folder, content))
+    (late,) = [b for b in found.problem.buckets if b.late]
+    assert (late.group, late.prompt_tokens) == ("home", 9000)
+    assert any("0.07% of chat cannot be answered in time" in note for note in found.notes)
+    box = next(f for f in found.problem.fits if f.machine == "box")
+    assert box.load_s[found.problem.buckets.index(late)] < math.inf
+    strict = content | {"service": [{"name": "chat", "models": ["m"], "ttft": "2 s", "attainment": 0.999}]}
+    assert not any(b.late for b in read_problem(write(folder, strict)).buckets)
 
 
 def test_demand_may_be_a_table(folder: Path) -> None:

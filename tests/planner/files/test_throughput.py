@@ -97,7 +97,7 @@ def test_adapters_take_memory_from_contexts(folder: Path) -> None:
 
 
 def test_a_replica_may_be_run_at_the_pace_of_each_service(folder: Path) -> None:
-    """Loads are reckoned under the targets of the pace; services with stricter ones, or that want another model, have none."""
+    """Loads are reckoned under the pace's targets; services with stricter ones, or that want another model, have none."""
     found, _ = replicas(folder, {"machines": ["l4"], "profile": "profile.json"})
     services = {
         "chat": Service("chat", ("m",), 2.0, 0.05), "slow": Service("slow", ("m",), 10.0),

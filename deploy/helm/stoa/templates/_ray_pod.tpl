@@ -62,7 +62,7 @@ spec:
 {{- define "stoa.workerGroup" -}}
 {{- $group := .group }}
 {{- $market := dict "stoa.io/market" $group.market "ray.io/market-type" $group.market }}
-{{- $place := dict "ray.io/availability-zone" (default "default" .zone) }}
+{{- $place := dict "ray.io/availability-zone" (.zone | default (get $group.labels "stoa.io/zone") | default "default") }}
 {{- $nodeSelector := deepCopy $group.nodeSelector }}
 {{- with .zone }}
 {{- $_ := set $place "topology.kubernetes.io/zone" . }}

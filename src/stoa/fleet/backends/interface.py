@@ -14,7 +14,7 @@ Phase = Literal["pending", "starting", "ready", "failed"]
 
 
 class NoCapacity(EngineUnavailable):
-    """No machine is to be had at that offer now."""
+    """No machine is to be had at that offer now, or at any; the message says why, to people who know the offer."""
 
     code = "no_capacity"
 
@@ -42,7 +42,8 @@ class Backend(Protocol):
     ]  # to be called, on the event loop, when a look would show news; set by the controller
 
     async def offers(self) -> Sequence[Offer]:
-        """Where replicas may be launched now; whether there is room shows when one is."""
+        """Where replicas may be launched now; whether there is room shows when one is. Raises NoCapacity if that is
+        nowhere."""
         ...
 
     async def launch(self, replica_id: str, offer: Offer) -> None:

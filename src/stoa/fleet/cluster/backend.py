@@ -66,18 +66,24 @@ class RayBackend:
         self.changed: Callable[[], None] = lambda: None
 
     async def offers(self) -> Sequence[Offer]:
-        """Of machines that are large enough, of those that were there lately, and those that the plan names."""
+        """Of machines that are large enough, of those that were there lately, and those that the plan names. Raises
+        NoCapacity."""
         now_s = self._clock()
         for machine in self._machines:
             if fits(self._need, machine.total) and machine.has(self._plan.labels):
                 self._places[machine.zone, machine.market] = now_s
         places = {place for place, seen_s in self._places.items() if now_s - seen_s < _OFFER_S}
-        return [self._offer(*place) for place in sorted(places | self._prices.keys())]
+        places |= self._prices.keys()
+        if not places:
+            raise NoCapacity(
+                f"no node of the cluster is large enough for a replica ({self._plan.need_in_words()})"
+            )
+        return [self._offer(*place) for place in sorted(places)]
 
     async def launch(self, replica_id: str, offer: Offer) -> None:
         machine = self._room(offer)
         if machine is None and not self._plan.provision_s:
-            raise NoCapacity(f"no machine is free in {offer.zone} ({offer.market})")
+            raise NoCapacity(self._why_full(offer))
         selector = {"ray.io/node-id": machine.id} if machine else self._labels(offer)
         options = {
             "name": self._plan.replica_prefix + "/".join((offer.zone, offer.market, replica_id)),
@@ -169,6 +175,11 @@ class RayBackend:
             and fits(self._need, m.free)
         ]
         return min(there, key=lambda m: (ours[m.id], -fits(self._need, m.free), m.id), default=None)
+
+    def _why_full(self, offer: Offer) -> str:
+        if not any((m.zone, m.market) == (offer.zone, offer.market) for m in self._machines):
+            return "no node of the cluster is there"
+        return f"no node there is free for a replica ({self._plan.need_in_words()})"
 
     def _survey(self) -> tuple[list[str], list[Machine]]:
         named = ray.util.list_named_actors(all_namespaces=True)

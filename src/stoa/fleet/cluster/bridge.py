@@ -13,11 +13,13 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Set
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from stoa.fleet.cluster.machines import ZONE_LABELS, zone_of
 from stoa.fleet.cluster.plan import NAMESPACE, Plan
 from stoa.fleet.reports import ClusterUnreachable, FleetState, Trouble
 
@@ -29,7 +31,7 @@ MOST_BYTES = 64 << 20
 
 
 class Connected(msgspec.Struct, frozen=True, tag="connected"):
-    notice: str = ""  # what a person should know
+    notices: list[str] = []  # what a person should know
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
@@ -157,7 +159,8 @@ def serve(address: str, stdin: IO[bytes], stdout: IO[bytes]) -> None:
 
         actor = controller(plan)
         theirs = msgspec.msgpack.decode(ray.get(actor.plan.remote(), timeout=60), type=Plan)
-        send(Connected("" if theirs == plan else "the fleet keeps the settings of its first gateway"))
+        zones = {zone_of(node.get("Labels", {})) for node in ray.nodes() if node["Alive"]}
+        send(Connected([*_kept(theirs, plan), *_nowhere(plan, zones)]))
         while (report := read_frame(stdin)) is not None:
             answer = ray.get(actor.report.remote(report), timeout=_ANSWER_S)
             send(Answer(msgspec.msgpack.decode(answer, type=FleetState)))
@@ -165,6 +168,28 @@ def serve(address: str, stdin: IO[bytes], stdout: IO[bytes]) -> None:
         send(Failed(Trouble.of(error)))
     except Exception as error:  # whatever it is, the gateway starts another bridge
         send(Failed(Trouble("EngineUnavailable", f"the fleet's controller does not answer: {_short(error)}")))
+
+
+def _kept(theirs: Plan, plan: Plan) -> list[str]:
+    """That the fleet goes on as its first gateway wanted."""
+    names = [name for name in Plan.__struct_fields__ if getattr(theirs, name) != getattr(plan, name)]
+    if not names:
+        return []
+    return [
+        f"the fleet exists and keeps its first gateway's {', '.join(names)}; to change that, end all its gateways and wait "
+        f"until its controller has ended, {theirs.orphan_s:g} s later or a little more"
+    ]
+
+
+def _nowhere(plan: Plan, zones: Set[str]) -> list[str]:
+    """Where a cluster that does not grow cannot have a replica."""
+    missing = sorted({offer.zone for offer in plan.offers} - zones)
+    if not missing or plan.provision_s:
+        return []
+    return [
+        f"offers are for zone {', '.join(missing)}, where no node is; nodes are in {', '.join(sorted(zones))}, by their "
+        f"label {ZONE_LABELS[1]}"
+    ]
 
 
 def _short(error: Exception) -> str:

@@ -45,10 +45,11 @@ class RayControls:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "stoa.fleet.cluster.bridge", "--address", self._address,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the gateway, which drains first; the bridge ends with its stdin
         )  # fmt: skip
         message = await self._exchange(msgspec.msgpack.encode(self._plan), self._connect_s)
-        if isinstance(message, Connected) and message.notice:
-            log.warning(message.notice, fleet=self._plan.name)
+        for notice in message.notices if isinstance(message, Connected) else ():
+            log.warning(notice, fleet=self._plan.name)
 
     async def report(self, report: GatewayReport) -> FleetState:
         if self._process is None:

@@ -16,6 +16,8 @@ ZONE_LABELS = (
     "stoa.io/zone",
     "ray.io/availability-zone",  # set by KubeRay; by RAY_NODE_ZONE elsewhere
     "topology.kubernetes.io/zone",
+    "ray.io/availability-region",  # of a node that tells no zone
+    "topology.kubernetes.io/region",
 )
 MARKET_LABELS = (
     "stoa.io/market",
@@ -41,7 +43,7 @@ class Machine:
     @property
     def zone(self) -> str:
         """A machine of which nothing is known shares one zone with all such."""
-        return next((self.labels[key] for key in ZONE_LABELS if key in self.labels), "default")
+        return zone_of(self.labels)
 
     @property
     def market(self) -> Market:
@@ -50,6 +52,10 @@ class Machine:
 
     def has(self, labels: Mapping[str, str]) -> bool:
         return all(self.labels.get(key) == value for key, value in labels.items())
+
+
+def zone_of(labels: Mapping[str, str]) -> str:
+    return next((labels[key] for key in ZONE_LABELS if key in labels), "default")
 
 
 def read_machines() -> list[Machine]:

@@ -16,6 +16,7 @@ from stoa.fleet.worker import DEFAULT_FACTORY
 
 NAMESPACE = "stoa"
 DEFAULT_POLICY = "stoa.fleet.policies.autoscaler:Elastic"
+_GIB = 1 << 30
 
 
 class OfferPlan(msgspec.Struct, frozen=True):
@@ -63,6 +64,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Resources of one replica, as Ray names them."""
         need = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_bytes), **self.resources}
         return {name: amount for name, amount in need.items() if amount}
+
+    def need_in_words(self) -> str:
+        """What a node must have: "16 CPU, 8 GiB memory, label tier=a"."""
+        need = [
+            f"{amount / _GIB:g} GiB memory" if name == "memory" else f"{amount:g} {name}"
+            for name, amount in self.need().items()
+        ]
+        return ", ".join([*need, *(f"label {name}={value}" for name, value in self.labels.items())])
 
 
 def make_policy(name: str) -> Autoscaler[Any]:

@@ -45,14 +45,17 @@ class Elastic:
         return Memory()
 
     def decide(self, seen: Snapshot, memory: Memory) -> tuple[Decision, Memory]:
+        need, memory = self.need(seen, memory)
+        decision = mix.place(seen, need, memory.records)
+        return replace(decision, reason=_reason(seen, memory, need)), memory
+
+    def need(self, seen: Snapshot, memory: Memory) -> tuple[Need, Memory]:
+        """How many replicas, wherever they are; the memory has heard of this snapshot."""
         lengths = mean_lengths(seen.demand, max(1, round(LENGTHS_S / seen.demand.bin_s)))
         price = work(seen.profile, lengths)
         memory = self._heard(seen, memory, price, lengths)
-        records = mix.learn(seen, memory.records)
-        memory = replace(memory, records=records)
-        need = _need(seen, memory, price, lengths)
-        decision = mix.place(seen, need, records)
-        return replace(decision, reason=_reason(seen, memory, need)), memory
+        memory = replace(memory, records=mix.learn(seen, memory.records))
+        return _need(seen, memory, price, lengths), memory
 
     def _heard(self, seen: Snapshot, memory: Memory, price: Work, lengths: Mix) -> Memory:
         """Plays the bins that are new, and asks which rule is best now."""

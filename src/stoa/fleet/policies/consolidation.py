@@ -37,12 +37,13 @@ def advise(
     room: Mapping[str, int],
     *,
     least: float = 0.0,
+    may: Callable[[str, str], bool] = lambda adapter, replica: True,
 ) -> dict[str, list[str]]:
     """Adapters that each replica should read ahead of need, those asked for most first.
 
     `rates`: requests a second by adapter; `total`: of all requests, also those without an adapter; `holders`: replicas
     that hold an adapter; `room`: adapters that each replica can take without giving up another, by replica that takes
-    requests; `least`: requests a second that a copy must be worth.
+    requests; `least`: requests a second that a copy must be worth; `may`: whether a replica may hold an adapter.
 
     An adapter gets one copy for each started share of 1 / replicas of all requests, so that no replica carries more than
     its part for it, but none of less than `least`. Copies stay where they are; missing ones go to the replicas with the
@@ -65,7 +66,7 @@ def advise(
             carried[replica] += rate / len(there)
     found: dict[str, list[str]] = {}
     for adapter, copies, there in wanting:
-        able = [r for r in room if r not in there and (copies > 1 or left[r] > 0)]
+        able = [r for r in room if r not in there and (copies > 1 or left[r] > 0) and may(adapter, r)]
         for replica in heapq.nsmallest(copies - len(there), able, key=lambda r: (carried[r], r)):
             found.setdefault(replica, []).append(adapter)
             carried[replica] += rates[adapter] / copies

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from stoa.fleet.policies.profile import Profile
@@ -57,6 +57,8 @@ class Demand:
     late: Sequence[float]  # requests per bin whose first token came, or is still missing, after the target
     held: int = 0  # requests that no replica has taken yet
     oldest_wait_s: float = 0.0  # of the requests without a first token
+    # Requests held, queued or running that a plan confines to places, by `modelplan.confined_key`.
+    confined: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

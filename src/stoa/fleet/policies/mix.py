@@ -145,10 +145,10 @@ def place(seen: Snapshot, need: Need, known: Records) -> Decision:
     if fewest > len(dear):
         launch += plan.on_demand(min(room, fewest - len(dear)))
     drain = _leaving(need, plan, spot, dear, fewest=fewest, most=max(0, need.full - ready))
-    return Decision(tuple(launch), (*drain, *_ending(seen, need, lasting)))
+    return Decision(tuple(launch), (*drain, *ending(seen, need, lasting)))
 
 
-def _ending(seen: Snapshot, need: Need, lasting: Sequence[ReplicaSeen]) -> list[str]:
+def ending(seen: Snapshot, need: Need, lasting: Sequence[ReplicaSeen]) -> list[str]:
     """Replicas whose end is announced serve on until others are ready, or until the end is near; then their requests
     move."""
     relieved = sum(r.state == "ready" for r in lasting) >= need.full

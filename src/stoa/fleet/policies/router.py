@@ -68,6 +68,7 @@ class Ask:
     prompt_tokens: int = 0
     prefix: Sequence[bytes] = ()  # hash chain of its leading blocks, salted by project and adapter
     not_at: frozenset[str] = frozenset()  # replicas that cannot have it
+    service: str = ""  # its class, where a plan tells classes apart
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,16 @@ class Allowance:
     def is_spent(self) -> bool:
         return self._clock() < self._closed_until_s
 
+    def limit_day(self, usd: float | None) -> None:
+        """A plan's daily budget; the configured one holds too. None: that one alone."""
+        own = self._config.daily_budget
+        limits = [parse_usd(amount) for amount in (own, usd) if amount is not None]
+        before = self._limits.pop("day", None)
+        if limits:
+            self._limits["day"] = min(limits)
+        if self._limits.get("day") != before:
+            self._closed_until_s = 0.0  # the next request finds out whether it is spent
+
     async def take(self, prompt_tokens: int, completion_tokens: int, price: ApiPrice) -> Hold:
         """Reserves a request of at most that size. Raises QueueFull; NotCarried if it can never fit; ReplicaLost if the
         meters cannot be asked."""

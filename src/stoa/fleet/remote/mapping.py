@@ -143,13 +143,13 @@ def to_body(
         config.max_tokens_field: p.max_tokens - len(had),
         "temperature": p.temperature,
         "top_p": p.top_p,
-        "presence_penalty": p.presence_penalty,
-        "frequency_penalty": p.frequency_penalty,
+        "presence_penalty": p.presence_penalty or None,
+        "frequency_penalty": p.frequency_penalty or None,
         "seed": seed,
         "stop": list(p.stop),
         "logit_bias": {str(t): b for t, b in p.logit_bias.items()},
     }
-    body = {k: v for k, v in body.items() if v not in (None, [], {}, 0.0) or k == "temperature"}
+    body = {k: v for k, v in body.items() if v not in (None, [], {})}
     if config.api == "chat":
         body |= _chat_fields(request)
     else:

@@ -22,6 +22,7 @@ from stoa.engine.stats import EngineStats
 from stoa.engine.tokenizer import Tokenizer
 from stoa.errors import EngineUnavailable, QueueFull, ReplicaLost, StoaError
 from stoa.fleet.books import Books
+from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.fleet.remote.adapters import RemoteAdapters, Slot
 from stoa.fleet.remote.allowance import Allowance
 from stoa.fleet.remote.breaker import Breaker, Permit
@@ -89,7 +90,7 @@ class RemoteReplica:
         `clock` never goes backwards, `now` is Unix time."""
         self.config = config
         self.id = config.name
-        self.node = Node(name=config.name, machine="api", zone=config.name)
+        self.node = Node(name=config.name, machine="api", zone=config.place)
         self.kernels = f"remote:{config.name}"
         self.notice = ""
         self.restarts = 0
@@ -124,6 +125,11 @@ class RemoteReplica:
             and self._clock() >= self._full_until_s
             and self._breaker.would_admit(self._clock())
         )
+
+    def follow(self, plan: ModelPlan) -> None:
+        """What it may cost, beside its own budgets."""
+        self._allowance.limit_day(plan.section.daily_usd.get(self.id))
+        self.changed()
 
     def keep_books(self, books: Books) -> None:
         """It has no time of its own to book; what it takes goes to `buy`."""

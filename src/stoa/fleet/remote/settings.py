@@ -43,6 +43,7 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     url: str  # with the path before /completions, usually …/v1
     api_key_env: str = ""  # the environment variable with the key; "": no key
     proxy: str = ""  # variables such as HTTPS_PROXY are not read
+    place: str = ""  # where it computes, as a plan names places; "": unknown, which is outside of all
     api: Api = "completions"  # completions: token ids are sent; chat: the client's messages are
     dialect: Dialect = "vllm"  # which fields beyond OpenAI's it knows
     # Ours -> theirs: the base model, adapters by name (PROJECT/NAME where a project owns it). What is not named here

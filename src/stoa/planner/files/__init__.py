@@ -8,7 +8,9 @@ sites.py       places, machines; offers.py: at what prices; apis.py: hosted mode
 arrivals.py    requests of a trace or of usage records; table.py: demand as a table
 demand.py      requests into buckets           asking.py    services, origins
 residency.py   groups of projects by rules     network.py   latency, traffic
-throughput.py  what replicas can do            safety.py    margins, dear days, scenarios
+late.py        requests that are hopeless      throughput.py  what replicas can do
+safety.py      margins, dear days, scenarios   peaks.py     how uneven demand is
+replay.py      a trace, to try a plan on
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ WAYS: tuple[Way, ...] = ("on_demand", "spot", "reserved")
 Share = str | float | int
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Positive = Annotated[float, Meta(gt=0)]
+AtLeastOne = Annotated[float, Meta(ge=1)]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,7 +178,7 @@ class Network(Entry, frozen=True, kw_only=True):
 class Rules(Entry, frozen=True, kw_only=True):
     survive_place: bool = False
     survive_spot: bool = False
-    strain: Annotated[float, Meta(ge=1)] = 1.0
+    strain: AtLeastOne = 1.0
     ramp: Annotated[int, Meta(ge=1)] | None = None
     budget: Quantity | None = None
     carbon: Quantity | None = None
@@ -193,11 +194,12 @@ class ScenarioEntry(Entry, frozen=True, kw_only=True):
 
 
 class Safety(Entry, frozen=True, kw_only=True):
-    """`within`: quantile of the work that comes in a `window`; `days`: quantile of the days of a period."""
+    """`within`: share of requests that come in a `window` with no more work than is planned for; `margin`: that factor, or
+    by name of period; `days`: quantile of the days of a period."""
 
-    within: Annotated[float, Meta(gt=0, le=1)] = 0.95
-    margin: Annotated[float, Meta(ge=1)] | None = None
-    window: Quantity = "60 s"
+    within: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    margin: AtLeastOne | dict[str, AtLeastOne] | None = None
+    window: Quantity = "10 s"
     days: Annotated[float, Meta(gt=0, le=1)] | None = None
     scenario: tuple[ScenarioEntry, ...] = ()
 

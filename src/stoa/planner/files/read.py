@@ -63,12 +63,12 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
     buckets = _buckets(document, asked.sizes, asked.rates)
     replicas, left_out = read_replicas(document, sites.machines, folder)
     fits = fits_of(replicas, buckets, {s.name: s for s in services})
-    buckets, late = allow_late(buckets, fits, apis, services)
+    buckets, late = allow_late(buckets, fits, sites.offers, apis, services, asked.residency.groups)
     if late:
         fits = fits_of(replicas, buckets, {s.name: s for s in services})
     sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
     work = work_of(fits, sizes[:, 0], sizes[:, 1])
-    margin = read_margin(document.safety, asked.bucketed, work, len(clock.periods))
+    margin = read_margin(document.safety, asked.bucketed, work, clock.periods, document.demand.scale)
     problem = Problem(
         clock.periods,
         places,

@@ -15,13 +15,13 @@ from pathlib import Path
 from stoa.errors import ConfigError
 from stoa.planner.prices import skypilot, tables
 from stoa.planner.prices.litellm import ApiPrices, read_litellm
-from stoa.planner.prices.normal import ApiPrice, MachinePrice, Tier, machine_at
+from stoa.planner.prices.normal import ApiPrice, MachinePrice, machine_at
 from stoa.planner.prices.rows import read_header
 from stoa.planner.prices.skypilot import read_skypilot
 from stoa.planner.prices.tables import read_aws, read_azure, read_gcp
 
 __all__ = [
-    "ApiPrice", "ApiPrices", "MachinePrice", "Tier", "machine_at", "read_aws", "read_azure", "read_gcp", "read_litellm",
+    "ApiPrice", "ApiPrices", "MachinePrice", "machine_at", "read_aws", "read_azure", "read_gcp", "read_litellm",
     "read_machines", "read_skypilot",
 ]  # fmt: skip
 

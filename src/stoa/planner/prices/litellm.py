@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from stoa.errors import ConfigError
-from stoa.planner.prices.normal import ApiPrice, Tier
+from stoa.planner.prices.normal import ApiPrice
+from stoa.planner.problem import Tier
 
 _SAMPLE = "sample_spec"  # explains the layout, and is no model
 _CACHED = "cache_read_input_token_cost"

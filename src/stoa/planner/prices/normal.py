@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from stoa.errors import ConfigError
+from stoa.planner.problem import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,8 @@ class MachinePrice:
     memory_gib: float | None  # of the host
     on_demand_usd: float | None
     spot_usd: float | None
-    note: str = ""  # how a price was reckoned, for people
-
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """Prices a token of requests whose prompt is longer than `above_tokens`."""
-
-    above_tokens: float
-    input_usd: float
-    output_usd: float
+    note: str = ""  # how prices were reckoned, for people
+    spot_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +42,6 @@ class ApiPrice:
     mode: str = ""
     cached_input_usd: float | None = None
     tiers: tuple[Tier, ...] = ()
-
-    def at(self, prompt_tokens: float) -> tuple[float, float]:
-        """USD a token of input and of output for a request with such a prompt: all its tokens cost what its tier says."""
-        reached = [t for t in self.tiers if prompt_tokens > t.above_tokens]
-        return (
-            (reached[-1].input_usd, reached[-1].output_usd) if reached else (self.input_usd, self.output_usd)
-        )
 
 
 def machine_at(

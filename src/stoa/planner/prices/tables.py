@@ -22,8 +22,8 @@ AZURE_COLUMNS = ("region", "vm_size", "ondemand_usd_per_h")
 def read_aws(path: Path, advisor: Path | None = None) -> list[MachinePrice]:
     """Machines with GPUs, at the prices of the one region that the price column's name says.
 
-    The spot advisor tells by how much spot machines were cheaper, so spot price = on-demand price x (1 - saving); the note
-    of each result says so. Its lines of other regions are left alone: they say nothing about this one's prices."""
+    The spot advisor tells by how much spot machines were cheaper, so spot price = on-demand price x (1 - saving); the
+    `spot_note` of each result says so. Its lines of other regions say nothing about this one's prices."""
     columns = [name for name in read_header(path) if AWS_PRICE.fullmatch(name)]
     if len(columns) != 1:
         raise ConfigError(
@@ -45,7 +45,7 @@ def _aws(row: Row, column: str, region: str, savings: Mapping[str, tuple[float, 
     if on_demand is not None and machine in savings:
         saving, label = savings[machine]
         spot = on_demand * (1 - saving)
-        note = f"spot price: on-demand x (1 - {saving:.2f}), the spot advisor's saving{label}"
+        note = f"on-demand x (1 - {saving:.2f}), the spot advisor's saving{label}"
     return MachinePrice(
         "aws",
         region,
@@ -58,7 +58,7 @@ def _aws(row: Row, column: str, region: str, savings: Mapping[str, tuple[float, 
         None if host_mib is None else host_mib / 1024,
         on_demand,
         spot,
-        note,
+        spot_note=note,
     )
 
 

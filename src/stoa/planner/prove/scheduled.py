@@ -16,8 +16,8 @@ from stoa.programs import Places
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """`counts` by zone: machines in each period. They are launched so that they are ready when their period begins, and drained
-    when it has ended."""
+    """`counts` by zone: machines in each period. They are launched so that they are ready when their period begins, and
+    drained when it has ended."""
 
     replay: Replay
     counts: Mapping[str, Places]

@@ -48,8 +48,8 @@ def split(plan: Plan, problem: Problem, replay: Replay) -> Split:
 
 
 def _filled(shares: Floats, problem: Problem, targets: Sequence[Pool | str]) -> Floats:
-    """[K, T, targets]. Where no demand of a bucket was foreseen, its requests go where others of the period go, as far as they
-    may; where nobody was foreseen, wherever they may. Shares of each bucket and period sum to 1."""
+    """[K, T, targets]. Where no demand of a bucket was foreseen, its requests go where others of the period go, as far as
+    they may; where nobody was foreseen, wherever they may. Shares of each bucket and period sum to 1."""
     may = _may(problem, targets)
     rates = np.array([b.rates for b in problem.buckets])
     others = np.einsum("kt,kti->ti", rates, shares)[None] * may[:, None, :]
@@ -64,13 +64,6 @@ def _filled(shares: Floats, problem: Problem, targets: Sequence[Pool | str]) -> 
 def _may(problem: Problem, targets: Sequence[Pool | str]) -> Floats:
     """[K, targets] 1 where a bucket's requests may be served."""
     v = view(problem)
-    column = {
-        **{pool: j for j, pool in enumerate(v.pools)},
-        **{a.name: len(v.pools) + i for i, a in enumerate(problem.apis)},
-    }
-    return np.isfinite(v.usd[:, [column[t] for t in targets]]).astype(np.float64)
-
-
-def counts_of(plan: Plan, pool: Pool) -> Sequence[tuple[str, Places]]:
-    """(purchase, machines by period) of a pool."""
-    return [(r.purchase, np.array(r.counts, np.int64)) for r in plan.rented if r.pool == pool]
+    every: list[Pool | str] = [*v.pools, *(a.name for a in problem.apis)]
+    columns = [every.index(t) for t in targets]
+    return np.isfinite(v.usd[:, columns]).astype(np.float64)

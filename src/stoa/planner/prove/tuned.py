@@ -27,9 +27,9 @@ def tune(
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
 ) -> tuple[Problem, Plan, Proof]:
-    """Begins with margins of 1 and raises those of the worst periods until every service keeps its promise on the replay, which
-    must be one that plans may learn from. The problem with the margins, the plan, and its proof; the last ones tried, if
-    none kept all promises."""
+    """Begins with margins of 1 and raises those of the worst periods until every service keeps its promise on the replay,
+    which must be one that plans may learn from. The problem with the margins, the plan, and its proof; the last ones
+    tried, if none kept all promises."""
     margin = np.ones(len(problem.periods))
     for _ in range(_MOST_TRIES):
         tried = replace(problem, rules=replace(problem.rules, margin=tuple(margin.tolist())))

@@ -26,8 +26,8 @@ def tell_proof(proof: Proof) -> str:
 def _service(s: ServiceProof) -> str:
     kept = "kept" if s.promised - s.first <= _MISSED else "MISSED"
     return (
-        f"{s.service:<9} first token in time for {s.first:.2%} of {s.requests:,} requests, {s.promised:.1%} promised: {kept}; "
-        f"99 % within {s.ttft_p99_s:.2f} s; pace in time for {s.pace:.2%}"
+        f"{s.service:<9} first token in time for {s.first:.2%} of {s.requests:,} requests, {s.promised:.1%} promised: "
+        f"{kept}; 99 % within {s.ttft_p99_s:.2f} s; pace in time for {s.pace:.2%}"
     )
 
 

@@ -1,0 +1,144 @@
+"""The parts of an explanation that say how far to trust it: how sure it is, what is scarce, what safety costs, where figures
+come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stoa.planner.explain import facts
+from stoa.planner.explain.safety import Bought
+from stoa.planner.explain.sections import a_month
+from stoa.planner.explain.text import amount, listed, percent, table, usd
+from stoa.planner.explain.values import Values
+from stoa.planner.plan import Plan, Pool
+from stoa.planner.problem import Problem, Source
+
+_SOURCES: dict[Source, str] = {
+    "measured": "Measured on such a machine",
+    "table": "Fitted to times that others measured (steps are off by 2 to 9 %)",
+    "roofline": "Reckoned from datasheets (steps are off by some 9 %, on new accelerators by up to 40 %: measure one with "
+    "`stoa bench profile` before buying many)",
+    "given": "Given as they are",
+}
+_MOST_WORTHS = 8
+
+
+# -- how sure
+
+
+def bound(plan: Plan, problem: Problem) -> str:
+    if plan.gap < 0.0005:
+        return "It is proved that no plan that keeps all promises is cheaper, but for less than 0.1 %."
+    return (
+        "It is proved that no plan that keeps all promises costs less than "
+        f"{usd(plan.bound_usd * a_month(problem))} USD per 30 days: this one is at most {percent(plan.gap)} too dear."
+    )
+
+
+def how_sure(plan: Plan, problem: Problem) -> list[str]:
+    lines = [f"- {bound(plan, problem)}"]
+    if plan.gap > 0.01:
+        lines.append("- A longer search, or one that is asked for a smaller gap, may find a cheaper one.")
+    margins = problem.rules.margin
+    if margins and max(margins) > 1:
+        low, high = percent(min(margins) - 1), percent(max(margins) - 1)
+        room = high if low == high else f"{low} to {high}"
+        lines.append(
+            f"- There is room for {room} more than the mean of each period, because requests come unevenly."
+        )
+    else:
+        lines.append(
+            "- There is no room beyond the mean of each period: if more comes at times, requests wait."
+        )
+    if len(problem.scenarios) > 1:
+        each = [f"{s.name} ({percent(s.probability)} likely)" for s in problem.scenarios]
+        lines.append(f"- The machines are enough for each of: {listed(each)}.")
+    for service in problem.services:
+        late = [b for b in problem.buckets if b.service == service.name and b.late]
+        if late:
+            lines.append(
+                f"- Some of {service.name} is served late: prompts of {amount(min(b.prompt_tokens for b in late))} tokens "
+                "and more, which nothing answers in time."
+            )
+    lines.append(
+        "- That the promises hold is reckoned, not tried: `stoa plan --verify TRACE` tries it on real requests."
+    )
+    return ["## How sure this is", "", *lines, ""]
+
+
+# -- what is scarce, what safety costs
+
+
+def scarce(known: Values) -> list[str]:
+    lines = ["## What is scarce", ""]
+    worth = [w for w in known.worths if w.saves_usd_per_day > 0][:_MOST_WORTHS]
+    if not known.worths:
+        return [*lines, "Nothing: no limit makes the plan dearer.", ""]
+    if worth:
+        lines += [
+            "Estimates of what a little more would save, with all else as it is. What it costs to get it is not in them, "
+            "but for the price of its hours.",
+            "",
+        ]
+        cells = [(w.what, usd(w.saves_usd_per_day), usd(30 * w.saves_usd_per_day)) for w in worth]
+        lines += [*table(("with", "saves, USD per day", "per 30 days"), cells), ""]
+    idle = [w.what for w in known.worths if w.saves_usd_per_day <= 0]
+    if idle:
+        lines += [f"Not scarce: {listed(idle)} would save nothing.", ""]
+    return lines
+
+
+def what_safety_costs(problem: Problem, bought: Sequence[Bought]) -> list[str]:
+    lines = ["## What safety costs", ""]
+    promises = [b for b in bought if b.kind == "safety"]
+    if promises:
+        lines += [*_bought(problem, promises, "for", "costs, USD per 30 days"), ""]
+    else:
+        lines += ["No margin, no survival of losses and no rule of places was asked for.", ""]
+    options = [b for b in bought if b.kind == "option"]
+    if options:
+        lines += ["What ways of paying save: a plan that must do without one of them costs more.", ""]
+        lines += [*_bought(problem, options, "without", "costs more, USD per 30 days"), ""]
+    return [
+        *lines,
+        "These are estimates that reckon with parts of machines; one by one, so they do not add up.",
+        "",
+    ]
+
+
+def _bought(problem: Problem, these: Sequence[Bought], first: str, second: str) -> list[str]:
+    cells = [
+        (b.what, "no plan without", "")
+        if b.usd is None or b.share is None
+        else (b.what, usd(max(0.0, b.usd) * a_month(problem)), percent(max(0.0, b.share)))
+        for b in these
+    ]
+    return table((first, second, "share of the cost"), cells)
+
+
+# -- where figures come from
+
+
+def sources(plan: Plan, problem: Problem) -> list[str]:
+    found: dict[Source, list[str]] = {}
+    for pool in dict.fromkeys(r.pool for r in plan.rented):
+        fit = facts.fit_of(problem, pool)
+        text = f"{pool.model} on {pool.machine}" + (f" ({fit.why})" if fit.why else "")
+        if text not in found.setdefault(fit.source, []):
+            found[fit.source].append(text)
+    lines = [f"- {_SOURCES[source]}: {', '.join(texts)}." for source, texts in found.items()]
+    prices = {
+        o.why for o in problem.offers if o.why and any(_same(o.place, o.machine, r.pool) for r in plan.rented)
+    }
+    lines += [f"- Prices: {why}." for why in sorted(prices)]
+    return (
+        ["## Where the figures come from", "", "How much a machine can do:", "", *lines, ""] if lines else []
+    )
+
+
+def _same(place: str, machine: str, pool: Pool) -> bool:
+    return (place, machine) == (pool.place, pool.machine)
+
+
+def notes_on(notes: Sequence[str]) -> list[str]:
+    return ["## Notes on the inputs", "", *(f"- {note}" for note in notes), ""] if notes else []

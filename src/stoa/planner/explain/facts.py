@@ -1,0 +1,276 @@
+"""A plan in figures: what runs, who goes where, what each part costs. USD, requests and tokens are over the horizon, and
+with scenarios by how likely each is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stoa.planner.plan import USUAL, Plan, Pool, Rented, Route, api_usd, network_usd
+from stoa.planner.problem import PURCHASES, Api, Fit, Offer, Problem, Purchase
+from stoa.planner.program.view import HOUR_S
+
+Target = Pool | str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Machines of one pool, paid for in one way. Reserved machines that no pool uses have no counts."""
+
+    place: str
+    machine: str
+    model: str
+    pace: str
+    offer: Offer
+    counts: tuple[int, ...]
+    usd: float
+
+    @property
+    def pool(self) -> Pool:
+        return Pool(self.place, self.machine, self.model, self.pace)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """`used`: share of the time that they run."""
+
+    place: str
+    machine: str
+    count: int
+    used: float
+    hourly_usd: float
+    usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Requests of a service and group, and where they go: shares of the requests, the greatest first."""
+
+    service: str
+    group: str
+    requests: float
+    tokens: float
+    shares: tuple[tuple[Target, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """An API in the plan. `rates` by period: requests a second, the mean."""
+
+    api: Api
+    requests: float
+    tokens: float
+    usd: float
+    rates: tuple[float, ...]
+
+
+def hours(problem: Problem) -> list[float]:
+    """By period."""
+    return [p.hours * p.times for p in problem.periods]
+
+
+def offer_of(problem: Problem, place: str, machine: str, purchase: Purchase) -> Offer | None:
+    same = (o for o in problem.offers if (o.place, o.machine, o.purchase) == (place, machine, purchase))
+    return next(same, None)
+
+
+def fit_of(problem: Problem, pool: Pool) -> Fit:
+    key = (pool.machine, pool.model, pool.pace)
+    return next(f for f in problem.fits if (f.machine, f.model, f.pace) == key)
+
+
+# -- machines
+
+
+def rows(plan: Plan, problem: Problem) -> tuple[Row, ...]:
+    """By place, as the problem has them, then the dearest first. A commitment's price is shared by hours of use."""
+    order = {p.name: i for i, p in enumerate(problem.places)}
+    found = [_row(plan, problem, each) for each in plan.rented]
+    used = {(row.place, row.machine) for row in found if row.offer.purchase == "reserved"}
+    none = (0,) * len(problem.periods)
+    for each in reserved(plan, problem):
+        offer = offer_of(problem, each.place, each.machine, "reserved")
+        if (each.place, each.machine) not in used and offer is not None:
+            found.append(Row(each.place, each.machine, "", "", offer, none, each.usd))
+    return tuple(sorted(found, key=lambda row: (order[row.place], -row.usd, row.machine, row.model)))
+
+
+def _row(plan: Plan, problem: Problem, each: Rented) -> Row:
+    pool = each.pool
+    offer = offer_of(problem, pool.place, pool.machine, each.purchase)
+    assert offer is not None, "the plan is of another problem"
+    run_h = _run_h(problem, each)
+    usd = run_h * offer.hourly_usd * offer.availability
+    if each.purchase == "reserved":
+        alike = [
+            r
+            for r in plan.rented
+            if (r.pool.place, r.pool.machine, r.purchase) == (pool.place, pool.machine, "reserved")
+        ]
+        committed = plan.reserved[pool.place, pool.machine] * offer.hourly_usd * problem.horizon_h
+        usd = committed * run_h / sum(_run_h(problem, r) for r in alike)
+    return Row(pool.place, pool.machine, pool.model, pool.pace, offer, each.counts, usd)
+
+
+def _run_h(problem: Problem, each: Rented) -> float:
+    return sum(n * h for n, h in zip(each.counts, hours(problem), strict=True))
+
+
+def reserved(plan: Plan, problem: Problem) -> tuple[Reserved, ...]:
+    found = []
+    for (place, machine), count in plan.reserved.items():
+        offer = offer_of(problem, place, machine, "reserved")
+        if count and offer is not None:
+            run_h = sum(
+                _run_h(problem, r)
+                for r in plan.rented
+                if (r.pool.place, r.pool.machine, r.purchase) == (place, machine, "reserved")
+            )
+            usd = count * offer.hourly_usd * problem.horizon_h
+            used = run_h / (count * problem.horizon_h)
+            found.append(Reserved(place, machine, count, used, offer.hourly_usd, usd))
+    return tuple(found)
+
+
+# -- requests
+
+
+def likely_routes(plan: Plan, problem: Problem) -> Iterator[tuple[Route, tuple[float, ...]]]:
+    """Routes of the worlds that are reckoned with, and the requests a second of each, by period, times its probability."""
+    likely = {s.name: s.probability for s in problem.scenarios} or {USUAL: 1.0}
+    factors = {s.name: s.factors for s in problem.scenarios}
+    flat = (1.0,) * len(problem.periods)
+    for route in plan.routes:
+        if route.world in likely:
+            rates = problem.buckets[route.bucket].rates
+            times = zip(route.shares, rates, factors.get(route.world, flat), strict=True)
+            yield route, tuple(likely[route.world] * share * rate * factor for share, rate, factor in times)
+
+
+def flows(plan: Plan, problem: Problem) -> tuple[Flow, ...]:
+    parts: dict[tuple[str, str], dict[Target, float]] = {}
+    tokens: dict[tuple[str, str], float] = defaultdict(float)
+    for route, rates in likely_routes(plan, problem):
+        bucket = problem.buckets[route.bucket]
+        kind = (bucket.service, bucket.group)
+        requests = _sum(problem, rates)
+        to = parts.setdefault(kind, defaultdict(float))
+        to[route.target] += requests
+        tokens[kind] += requests * (bucket.prompt_tokens + bucket.output_tokens)
+    found = []
+    for (service, group), to in parts.items():
+        total = sum(to.values())
+        shares = sorted(to.items(), key=lambda each: -each[1])
+        found.append(
+            Flow(
+                service,
+                group,
+                total,
+                tokens[service, group],
+                tuple((t, n / total) for t, n in shares if total),
+            )
+        )
+    order = {s.name: i for i, s in enumerate(problem.services)}
+    return tuple(sorted(found, key=lambda f: (order[f.service], f.group)))
+
+
+def _sum(problem: Problem, rates: tuple[float, ...]) -> float:
+    return sum(r * h * HOUR_S for r, h in zip(rates, hours(problem), strict=True))
+
+
+def tokens_by_target(plan: Plan, problem: Problem) -> dict[Target, float]:
+    found: dict[Target, float] = defaultdict(float)
+    for route, rates in likely_routes(plan, problem):
+        bucket = problem.buckets[route.bucket]
+        found[route.target] += _sum(problem, rates) * (bucket.prompt_tokens + bucket.output_tokens)
+    return dict(found)
+
+
+def called(plan: Plan, problem: Problem) -> tuple[Called, ...]:
+    """APIs that get requests."""
+    found = []
+    tokens = tokens_by_target(plan, problem)
+    for api in problem.apis:
+        mine = [(route, rates) for route, rates in likely_routes(plan, problem) if route.target == api.name]
+        if mine:
+            rates = tuple(sum(each) for each in zip(*(rates for _, rates in mine), strict=True))
+            usd = sum(_sum(problem, r) * api_usd(problem, route) for route, r in mine)
+            found.append(Called(api, _sum(problem, rates), tokens[api.name], usd, rates))
+    return tuple(found)
+
+
+def survived(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Losses that the plan has routes for, as its worlds are called. Which routes is left to chance where several would do,
+    since they cost nothing in the reckoning; that there are some is what counts."""
+    likely = {s.name for s in problem.scenarios} or {USUAL}
+    return tuple(sorted({route.world for route in plan.routes} - likely))
+
+
+def place_of(problem: Problem, target: Target) -> str:
+    if isinstance(target, Pool):
+        return target.place
+    return next(a.place for a in problem.apis if a.name == target)
+
+
+def name_of(problem: Problem, target: Target) -> str:
+    if isinstance(target, Pool):
+        return target.name
+    return f"{target} (API)"
+
+
+# -- cost by place
+
+
+def usd_by_place(plan: Plan, problem: Problem) -> dict[str, list[float]]:
+    """By place and period: USD of an hour, for machines, tokens and traffic. Sums, times hours, to the plan's cost."""
+    found: dict[str, list[float]] = {p.name: [0.0] * len(problem.periods) for p in problem.places}
+    for each in plan.rented:
+        offer = offer_of(problem, each.pool.place, each.pool.machine, each.purchase)
+        if offer is not None and each.purchase != "reserved":
+            for t, count in enumerate(each.counts):
+                found[each.pool.place][t] += count * offer.hourly_usd * offer.availability
+    for one in reserved(plan, problem):
+        for t in range(len(problem.periods)):
+            found[one.place][t] += one.count * one.hourly_usd
+    for route, rates in likely_routes(plan, problem):
+        each_usd = api_usd(problem, route) + network_usd(problem, route)
+        for t, rate in enumerate(rates):
+            found[place_of(problem, route.target)][t] += rate * HOUR_S * each_usd
+    return found
+
+
+# -- machines against work
+
+
+def there(plan: Plan, problem: Problem) -> dict[Purchase, list[float]]:
+    """By way of paying and period: replicas that are there on average."""
+    found: dict[Purchase, list[float]] = {purchase: [0.0] * len(problem.periods) for purchase in PURCHASES}
+    for each in plan.rented:
+        offer = offer_of(problem, each.pool.place, each.pool.machine, each.purchase)
+        for t, count in enumerate(each.counts):
+            found[each.purchase][t] += count * (offer.availability if offer is not None else 1.0)
+    return found
+
+
+def work(plan: Plan, problem: Problem) -> tuple[list[float], list[float]]:
+    """By period, seconds of replicas that the requests for them take each second: in the dearest scenario and with margins,
+    and as it is expected."""
+    likely = {s.name: s.probability for s in problem.scenarios} or {USUAL: 1.0}
+    factors = {s.name: s.factors for s in problem.scenarios}
+    flat = (1.0,) * len(problem.periods)
+    fits = {(f.machine, f.model, f.pace): f for f in problem.fits}
+    by_world = {world: [0.0] * len(problem.periods) for world in likely}
+    for route in plan.routes:
+        if route.world in likely and isinstance(route.target, Pool):
+            fit = fits[route.target.machine, route.target.model, route.target.pace]
+            times = zip(
+                route.shares, problem.buckets[route.bucket].rates, factors.get(route.world, flat), strict=True
+            )
+            for t, (share, rate, factor) in enumerate(times):
+                if share:
+                    by_world[route.world][t] += share * rate * factor * fit.load_s[route.bucket]
+    periods = range(len(problem.periods))
+    needed = [max(series[t] for series in by_world.values()) * problem.margin(t) for t in periods]
+    mean = [sum(likely[world] * series[t] for world, series in by_world.items()) for t in periods]
+    return needed, mean

@@ -1,0 +1,143 @@
+"""What a plan wants of each place, in the shape that all exports share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stoa.errors import ConfigError
+from stoa.fleet.policies.contract import FleetPlan
+from stoa.planner import accelerators
+from stoa.planner.livefacts import Site, guessed_site, slugs
+from stoa.planner.plan import Plan, Pool, Rented, Route
+from stoa.planner.problem import MachineType, Problem, Purchase
+
+PORT = 8000
+MARKETS: Mapping[Purchase, str] = {
+    "owned": "on-demand",  # nobody takes it back
+    "reserved": "on-demand",
+    "on_demand": "on-demand",
+    "spot": "spot",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Replicas of a model on one kind of machine, bought in one way: at least, at most."""
+
+    pool: Pool
+    purchase: Purchase
+    machine: MachineType
+    site: Site
+    least: int
+    most: int
+
+    @property
+    def market(self) -> str:
+        return MARKETS[self.purchase]
+
+    @property
+    def fleet(self) -> tuple[str, str]:
+        """Replicas of one fleet are all alike."""
+        return self.pool.model, self.pool.machine
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of the problem as Kubernetes, Ray and files bear them."""
+
+    place: Mapping[str, str]
+    machine: Mapping[str, str]
+    model: Mapping[str, str]
+
+    @staticmethod
+    def of(problem: Problem) -> Names:
+        return Names(
+            slugs(p.name for p in problem.places),
+            slugs(m.name for m in problem.machines),
+            slugs(dict.fromkeys(f.model for f in problem.fits)),
+        )
+
+
+def needs(
+    plan: Plan, problem: Problem, period: int | None, sites: Mapping[str, Site] | None = None
+) -> list[Need]:
+    """By model, machine, place and way of buying; nothing of what the plan does not want. `sites`: by default as the places'
+    names and labels tell. ConfigError for a period that does not exist."""
+    if period is not None and not 0 <= period < len(problem.periods):
+        raise ConfigError(
+            f"there is no period {period}; accepted: 0 to {len(problem.periods) - 1}", param="period"
+        )
+    machines = {m.name: m for m in problem.machines}
+    known = sites or {p.name: guessed_site(p) for p in problem.places}
+    found = [
+        Need(
+            r.pool, r.purchase, machines[r.pool.machine], known.get(r.pool.place, Site()), *_range(r, period)
+        )
+        for r in plan.rented
+        if _range(r, period)[1]
+    ]
+    return sorted(found, key=lambda n: (*n.fleet, n.pool.place, n.purchase))
+
+
+def with_room(some: Sequence[Need], plan: FleetPlan, problem: Problem) -> list[Need]:
+    """What a fleet that follows the plan may want at these places: every offer there of the same machines, as many as it
+    leaves room for; where it sets no limit, twice what is planned there."""
+    machines = {m.name: m for m in problem.machines}
+    peak: dict[Pool, int] = {}
+    for n in some:
+        peak[n.pool] = peak.get(n.pool, 0) + n.most
+    found = []
+    for pool, planned in peak.items():
+        site = next(n.site for n in some if n.pool == pool)
+        for t in plan.models[pool.model].targets:
+            if (t.place, t.machine) == (pool.place, pool.machine):
+                most = 2 * planned if t.most is None else t.most
+                found.append(Need(pool, t.market, machines[pool.machine], site, min(t.replicas), most))
+    return found
+
+
+def _range(rented: Rented, period: int | None) -> tuple[int, int]:
+    counts = rented.counts if period is None else (rented.counts[period],)
+    return min(counts), max(counts)
+
+
+def total(some: Iterable[Need], plan: Plan, period: int | None) -> tuple[int, int]:
+    """Least and most of these together, over the periods."""
+    keys = {(n.pool, n.purchase) for n in some}
+    counts = [r.counts for r in plan.rented if (r.pool, r.purchase) in keys]
+    sums = [sum(column) for column in zip(*counts, strict=True)]
+    chosen = sums if period is None else [sums[period]]
+    return min(chosen), max(chosen)
+
+
+def rate_per_replica(some: Sequence[Need], plan: Plan, problem: Problem, routes: Sequence[Route]) -> float:
+    """Requests a second that a replica of these is planned to serve, in its busiest period."""
+    pools = {n.pool for n in some}
+    busiest = 0.0
+    for t in range(len(problem.periods)):
+        replicas = sum(plan.replicas(pool, t) for pool in pools)
+        sent = sum(r.shares[t] * problem.buckets[r.bucket].rates[t] for r in routes if r.target in pools)
+        if replicas:
+            busiest = max(busiest, sent / replicas)
+    return busiest
+
+
+def gpu_resource(machine: MachineType) -> str:
+    """As Kubernetes' device plugins call it."""
+    return "amd.com/gpu" if re.match(r"(?i)mi\d", _maker_free(machine)) else "nvidia.com/gpu"
+
+
+def _maker_free(machine: MachineType) -> str:
+    known = accelerators.by_name(machine.accelerator)
+    return known.name if known is not None else machine.accelerator
+
+
+def as_yaml(comment: str, *documents: Any) -> str:
+    import yaml  # slow to import, and of use to exports alone
+
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    text: str = yaml.safe_dump_all(documents, sort_keys=False, width=120)
+    return head + text

@@ -11,36 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from stoa.bench.folders import adapter_refs, model_folder
 from stoa.bench.machine import machine_facts
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
 from stoa.errors import ConfigError
 from stoa.fleet.policies.profile import Profile
+from stoa.planner.profiles.steps import Step, errors, fit, typical
 
-Floats = NDArray[np.float64]
-_TERMS = ("fixed_s", "prompt_row_s", "decode_row_s", "context_token_s")
 _WARM_STEPS = 8  # at the start of each group, left out
 _RANK = 16
 _ADAPTERS = 4
-_ROUNDS = 12  # of weighing anew
-_USUAL_ERROR = 0.2
 _CHILD = "import sys; from stoa.bench.profile import first_token; first_token(sys.argv[1])"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    prompt_rows: int
-    decode_rows: int
-    context_tokens: int  # of the decoding sequences
-    seconds: float
 
 
 def run(
@@ -159,48 +146,12 @@ def observed_step(engine: Engine) -> Step:
 # -- the fit
 
 
-def fit(steps: list[Step]) -> dict[str, float]:
-    """Least squares of relative errors, over medians of like steps; a term that comes out below zero is left out and
-    the rest fitted again. Relative to what the fit foretells, not to what was seen: the fastest would count most. Whoever is
-    far off was disturbed and counts less (Cauchy's weights)."""
-    steps = typical(steps)
-    table = np.array([(1.0, s.prompt_rows, s.decode_rows, s.context_tokens) for s in steps], np.float64)
-    seconds = np.array([s.seconds for s in steps])
-    scale = seconds
-    for _ in range(_ROUNDS):
-        found = _positive(table / scale[:, None], seconds / scale)
-        foretold = np.maximum(table @ found, 1e-9)
-        scale = foretold * np.hypot(1, (seconds / foretold - 1) / _USUAL_ERROR)
-    return dict(zip(_TERMS, found.tolist(), strict=True))
-
-
-def typical(steps: list[Step]) -> list[Step]:
-    """One for each content: its median time."""
-    like: dict[tuple[int, int, int], list[float]] = {}
-    for step in steps:
-        like.setdefault((step.prompt_rows, step.decode_rows, step.context_tokens), []).append(step.seconds)
-    return [Step(*content, float(np.median(seconds))) for content, seconds in like.items()]
-
-
-def _positive(table: Floats, values: Floats) -> Floats:
-    chosen = list(range(table.shape[1]))
-    while True:
-        found = np.zeros(table.shape[1])
-        found[chosen] = np.linalg.lstsq(table[:, chosen], values, rcond=None)[0]
-        below = [i for i in chosen if found[i] < 0]
-        if not below:
-            return found
-        chosen.remove(min(below, key=lambda i: found[i]))
-
-
 def quality(profile: Profile, steps: list[Step]) -> dict[str, float]:
     """How far the profile is from the medians of like steps, and from all steps together."""
     total_s = sum(s.seconds for s in steps)
     foretold_s = sum(profile.step_s(s.prompt_rows, s.decode_rows, s.context_tokens) for s in steps)
     steps = typical(steps)
-    foretold = [profile.step_s(s.prompt_rows, s.decode_rows, s.context_tokens) for s in steps]
-    seconds = np.array([s.seconds for s in steps])
-    off = np.abs(np.array(foretold) / seconds - 1)
+    off = np.abs(errors(profile, steps))
     return {
         "steps": len(steps),
         "median_error": round(float(np.median(off)), 4),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stoa.errors import StoaError
+from stoa.errors import ConfigError, StoaError
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -25,6 +28,26 @@ class NoOptimum(StoaError):
 
 # interior point is the fastest on wide programs, but does not always end
 METHODS = (("ipm", "off"), ("ipm", "on"), ("simplex", "on"))
+
+
+@functools.cache
+def _highspy() -> Any:
+    """An extra, needed by nobody who does not plan. The first solver of a process prints a notice, here to nowhere: what
+    commands print is for other programs. ConfigError if it is not installed."""
+    try:
+        import highspy
+    except ImportError:
+        raise ConfigError("planning needs HiGHS: pip install 'stoa[planner]'") from None
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            highspy.Highs()  # type: ignore[no-untyped-call]
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+    return highspy
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +131,8 @@ class Program:
         """`integer`: these are whole numbers; then `gap` is the share of the cost by which the result may be too high, and
         `start` are values of all variables to begin with. `methods`: for linear programs (solver, crossover), tried in
         turn. NoOptimum if there is no solution. If none of whole numbers was found in time, the cost is infinite."""
-        import highspy  # an extra, needed by nobody who does not plan
-
-        solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        highspy = _highspy()
+        solver: Any = highspy.Highs()
         solver.silent()
         solver.setOptionValue("time_limit", time_limit_s)
         solver.setOptionValue("threads", 1)  # of a process, the first program decides for all
@@ -161,10 +183,8 @@ class Again:
     """A linear program solved time and again, with other bounds of variables."""
 
     def __init__(self, program: Program) -> None:
-        import highspy  # an extra, needed by nobody who does not plan
-
-        self._highspy = highspy
-        self._solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        self._highspy = highspy = _highspy()
+        self._solver: Any = highspy.Highs()
         self._solver.silent()
         self._solver.setOptionValue("threads", 1)
         self._solver.setOptionValue("solver", "simplex")

@@ -32,7 +32,7 @@ def zones_of(
     offers = {(o.place, o.machine, o.purchase): o for o in problem.offers}
     zones, counts = [], {}
     for purchase, machines in counts_of(plan, pool):
-        offer = offers[pool.place, pool.machine, purchase]  # type: ignore[index]
+        offer = offers[pool.place, pool.machine, purchase]
         name = f"{pool.place} {purchase}"
         counts[name] = machines
         if purchase == "spot":

@@ -9,7 +9,7 @@ import numpy as np
 
 from stoa.planner.files.replay import Replay
 from stoa.planner.plan import USUAL, Plan, Pool
-from stoa.planner.problem import Problem
+from stoa.planner.problem import Problem, Purchase
 from stoa.planner.program.view import view
 from stoa.programs import Floats, Places
 
@@ -67,3 +67,8 @@ def _may(problem: Problem, targets: Sequence[Pool | str]) -> Floats:
     every: list[Pool | str] = [*v.pools, *(a.name for a in problem.apis)]
     columns = [every.index(t) for t in targets]
     return np.isfinite(v.usd[:, columns]).astype(np.float64)
+
+
+def counts_of(plan: Plan, pool: Pool) -> Sequence[tuple[Purchase, Places]]:
+    """Machines of a pool by period, for each way of paying."""
+    return [(r.purchase, np.array(r.counts, np.int64)) for r in plan.rented if r.pool == pool]

@@ -5,7 +5,8 @@ python -m benchmarks.planner.baselines --out docs/results/planner-baselines.json
 greedy          each bucket where its tokens are cheapest, in whole machines; with the purchase options that suit it best
 PURCHASE alone  the best plan of machines bought in one way (planned by us, to the same gap), or of hosted models alone
 owned + ...     the same beside the machines that are owned
-single cloud    the best plan of machines on demand at one place, whichever place is cheapest, planned by us
+single cloud    the best plan of machines on demand at one place, whichever place is cheapest, planned by us; where residency
+                forbids every one, another that does not keep it is given as well
 
 Baselines have the problem's residency, targets and margins. Promises that most of them cannot keep (the loss of a place
 or of spot machines, ramps, budgets, carbon) are left out for all, ours too; a problem that has some is planned once more
@@ -118,6 +119,8 @@ def compare(name: str, problem: Problem, gap: float, seconds: float) -> dict[str
         "hosted models alone": _usd(planned(only(free, (), hosted=True))) if free.apis else None,
         "single cloud on demand": _single(free, planned),
     }
+    if usd["single cloud on demand"] is None:
+        usd["single cloud, residency dropped"] = _single(anywhere(free), planned)
     with_rules = planned(problem) if problem.rules != free.rules else None
     return {
         "name": name,
@@ -150,6 +153,12 @@ def _offer(problem: Problem, offer: Offer, purchases: Sequence[Purchase]) -> Off
     return replace(offer, limit=held) if held else None
 
 
+def anywhere(problem: Problem) -> Problem:
+    """Everybody may be served at every place."""
+    places = frozenset(p.name for p in problem.places)
+    return replace(problem, groups=tuple(replace(g, places=places) for g in problem.groups))
+
+
 def _single(problem: Problem, planned: Callable[[Problem | None], Plan | None]) -> float | None:
     """The cheapest place by itself. Projects that may not be served there make it none."""
     found = []
@@ -164,14 +173,10 @@ def _single(problem: Problem, planned: Callable[[Problem | None], Plan | None]) 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """For each baseline: where it has a plan, is ours lower, equal or higher? `higher_most`: by which share at most, to be
     compared with the gap."""
-    ways = list(rows[0]["usd"])
     found = {}
-    for way in ways:
-        ratios = [
-            r["ours_usd"] / r["usd"][way]
-            for r in rows
-            if r["usd"][way] is not None and r["ours_usd"] is not None
-        ]
+    for way in dict.fromkeys(way for r in rows for way in r["usd"]):
+        mine = [(r["ours_usd"], r["usd"].get(way)) for r in rows]
+        ratios = [ours / usd for ours, usd in mine if ours is not None and usd is not None]
         found[way] = {
             "cases": len(ratios),
             "lower": sum(x < 1 - SAME for x in ratios),
@@ -180,8 +185,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "higher_most": round(max(0.0, max(ratios, default=1.0) - 1), 7),
             "ratio_mean": round(statistics.mean(ratios), 4) if ratios else None,
             "ratio_median": round(statistics.median(ratios), 4) if ratios else None,
-            "none_while_ours": sum(r["usd"][way] is None and r["ours_usd"] is not None for r in rows),
-            "ours_none": sum(r["usd"][way] is not None and r["ours_usd"] is None for r in rows),
+            "none_while_ours": sum(ours is not None and usd is None for ours, usd in mine),
+            "ours_none": sum(ours is None and usd is not None for ours, usd in mine),
         }
     return found
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from elasticity import DAY_S, HOURLY, PROFILE, SLO
 from tests.planner.melange import Case, cheapest
 
-from stoa.planner.plan import Plan
 from stoa.planner.problem import (
     Bucket,
     Fit,
@@ -238,10 +237,11 @@ def sharpened(
     """Margins by period with which the target is kept at the least cost that `tries` runs find, and that cost. `late_by`:
     (attainment, late requests by period, USD) with such margins. Where too many are late, the periods with most of them
     get a machine more; where they need not be, those without any have one less."""
-    margin, best, best_usd = np.ones(len(work)), np.ones(len(work)), np.inf
+    margin, best, best_usd = np.full(len(work), 1.3), np.full(len(work), 1.3), np.inf
     one = 1 / np.maximum(work, 1.0)
     blocked = np.zeros(len(work), bool)
     for _ in range(tries):
+        before = margin
         attainment, late, usd = late_by(margin)
         if attainment >= SLO.attainment:
             if usd < best_usd:
@@ -250,16 +250,14 @@ def sharpened(
             if not spare.any():
                 break
             margin = np.where(spare, np.maximum(margin - one, 0.3), margin)
+            if np.array_equal(margin, before):
+                break
         else:
             order = np.argsort(-late)
             share = np.cumsum(late[order]) / late.sum()
             over = 1 - (1 - SLO.attainment) / (1 - attainment)
             worst = order[: 1 + int(np.searchsorted(share, min(0.6, over)))]
             blocked[worst] = True
+            margin = margin.copy()
             margin[worst] += one[worst]
     return best, best_usd
-
-
-def usual_of(plan: Plan) -> Mapping[str, float]:
-    """What a plan bought, USD by purchase."""
-    return {kind: round(usd, 2) for kind, usd in plan.costs.machines.items()}

@@ -18,21 +18,21 @@ Option = tuple[Offer, Fit]
 
 
 def greedy(problem: Problem) -> Plan | None:
-    """Of all sets of purchase options that it may use, the one with which its plan is cheapest: one that takes part of a
-    day's machines reserved where that is dear is not held against it. None if it finds no plan that keeps the rules."""
+    """The cheapest of its plans over all sets of purchase options and both orders of buckets: that it reserves where that is
+    dear, or gives scarce machines to those who could go elsewhere, is not held against it. None if none keeps the rules."""
     kinds: list[Purchase] = sorted({o.purchase for o in problem.offers})
-    found = []
+    found: list[Plan] = []
     for size in range(1, len(kinds) + 1):
         for chosen in combinations(kinds, size):
-            plan = by_tokens(problem, chosen)
-            if plan is not None:
-                found.append(plan)
+            plans = [by_tokens(problem, chosen, scarce_first=first) for first in (False, True)]
+            found += [plan for plan in plans if plan is not None]
     return min(found, key=lambda plan: plan.costs.total, default=None)
 
 
-def by_tokens(problem: Problem, purchases: Iterable[Purchase]) -> Plan | None:
-    """Buckets in order of their tokens a second, the largest first. What an option has no more room for goes to the next
-    cheapest. Reserved machines are committed to for the period that takes the most."""
+def by_tokens(problem: Problem, purchases: Iterable[Purchase], *, scarce_first: bool) -> Plan | None:
+    """Buckets in order of their tokens a second, the largest first, or with `scarce_first` after those that may go to fewer
+    places. What an option has no more room for goes to the next cheapest. Reserved machines are committed to for the
+    period that takes the most."""
     kinds = set(purchases)
     options = [
         (o, f) for o in problem.offers if o.purchase in kinds for f in problem.fits if f.machine == o.machine
@@ -41,7 +41,7 @@ def by_tokens(problem: Problem, purchases: Iterable[Purchase]) -> Plan | None:
     shares: dict[tuple[int, Pool | str], list[float]] = defaultdict(lambda: [0.0] * len(problem.periods))
     for t in range(len(problem.periods)):
         period = _Period(problem, options, t)
-        if not period.fill():
+        if not period.fill(scarce_first):
             return None
         for (pool, purchase), count in period.machines():
             counts[pool, purchase][t] = count
@@ -60,9 +60,12 @@ class _Period:
         worst = max((s.factors[t] for s in problem.scenarios), default=1.0)
         self.factor = worst * problem.margin(t)
 
-    def fill(self) -> bool:
-        order = sorted(range(len(self.problem.buckets)), key=lambda k: -self._tokens(self.problem.buckets[k]))
-        return all(self._place(k) for k in order if self.problem.buckets[k].rates[self.t] > 0)
+    def fill(self, scarce_first: bool) -> bool:
+        order = [k for k, b in enumerate(self.problem.buckets) if b.rates[self.t] > 0]
+        order.sort(key=lambda k: -self._tokens(self.problem.buckets[k]))
+        if scarce_first:
+            order.sort(key=lambda k: len(self._choices(k)))
+        return all(self._place(k) for k in order)
 
     def _tokens(self, b: Bucket) -> float:
         return b.rates[self.t] * (b.prompt_tokens + b.output_tokens)
@@ -143,7 +146,7 @@ class _Period:
 
 
 def _pool(offer: Offer, fit: Fit) -> Pool:
-    return Pool(offer.place, offer.machine, fit.model)
+    return Pool(offer.place, offer.machine, fit.model, fit.pace)
 
 
 def _plan(

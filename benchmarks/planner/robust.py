@@ -21,6 +21,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,9 @@ from stoa.simulator import Requests, Zone
 from stoa.simulator.traces import join
 
 SURGE = 1.5
-HEDGES = ("spothedge", "spothedge-hpa", "spothedge-deadline", "spothedge-hpa-deadline")
+HEDGES = ("spothedge-hpa", "spothedge-deadline", "spothedge-hpa-deadline")
 BURSTS = ("hpa", "hpa-deadline")
-MAKINGS = tuple(
-    Making(quantile, survive, pinned)
-    for quantile in (None, 0.5, 0.9, 0.99)
-    for survive in (False, True)
-    for pinned in (True, False)
-)
+MAKINGS = tuple(Making(q, s, p) for q in (None, 0.9, 0.99) for s in (False, True) for p in (True, False))
 Log = Callable[[str], None]
 
 
@@ -113,29 +109,41 @@ def rank(found: dict[str, Any]) -> tuple[float, float]:
     return max(0.0, SLO.attainment - found["attainment"]), found["cost_usd"]
 
 
-def tune(world: World, before: dict[str, Any], runs: int, log: Log) -> dict[str, Any]:
-    """Parameters of each: the rivals' from what was found for the forecast's rate, their bounds 1.5 times."""
+def tuned_making(world: World, log: Log) -> dict[str, Any]:
+    days = tuning_day(world, 0)
+    tried = {m: _logged(log, f"{m}", _ours_of(days, m, at_s=0.0), days) for m in MAKINGS}
+    return asdict(min(tried, key=lambda m: rank(tried[m])))
+
+
+def tuned_rivals(world: World, before: dict[str, Any], runs: int, log: Log) -> dict[str, Any]:
+    """From what was found for the forecast's rate, bounds 1.5 times as high."""
     days, high = tuning_day(world, 0), SURGE * world.factor
     known = candidates(high)
     chosen: dict[str, Any] = {}
-    makings = {m: _logged(log, f"{m}", _ours_of(days, m, at_s=0.0), days) for m in MAKINGS}
-    chosen["ours"] = asdict(min(makings, key=lambda m: rank(makings[m])))
-    log(f"ours {chosen['ours']}")
+
+    def search(name: str, scaler: str, made: Callable[[dict[str, Any]], Policy], without: str = "") -> None:
+        start = {k: v for k, v in _raised(before[scaler]).items() if k != without}
+        grid = {k: v for k, v in known[scaler].grid.items() if k != without}
+        tried = lambda p: rank(_logged(log, f"{name} {p}", made(p), days))  # noqa: E731
+        chosen[name] = descend(start, grid, tried, runs)
+        log(f"{name} {chosen[name]}")
+
     for name in HEDGES:
-        tried = lambda p, name=name: rank(  # noqa: E731
-            _logged(log, f"{name} {p}", hedge(name, p, days.zones, high), days)
-        )
-        chosen[name] = descend(_raised(before[name]), known[name].grid, tried, runs)
+        search(name, name, partial(_hedge, name, days.zones, high))
     for name in BURSTS:
         for hourly in (False, True):
             least = melange(days.forecast, hourly=hourly)
-            tried = lambda p, name=name, least=least: rank(  # noqa: E731
-                _logged(log, f"{name} {least} {p}", burst(name, p, world, least), days)
-            )
-            start = _raised({k: v for k, v in before[name].items() if k != "min_replicas"})
-            grid = {k: v for k, v in known[name].grid.items() if k != "min_replicas"}
-            chosen[_melange_name(name, hourly)] = descend(start, grid, tried, runs)
+            made = partial(_burst, name, world, least)
+            search(_melange_name(name, hourly), name, made, without="min_replicas")
     return chosen
+
+
+def _hedge(name: str, zones: Sequence[Zone], factor: float, params: dict[str, Any]) -> Policy:
+    return hedge(name, params, zones, factor)
+
+
+def _burst(name: str, world: World, least: Sequence[int], params: dict[str, Any]) -> Policy:
+    return burst(name, params, world, least)
 
 
 def _ours_of(days: Days, making: Making, *, at_s: float, reserved: bool = False, spot: bool = True) -> Policy:
@@ -180,12 +188,13 @@ def measure(
     for name, policy in policies.items():
         found[name] = run(policy, days.requests, seed=seed, day=1)
         log(f"  seed {seed} {name} {found[name]}")
-    for periods, reserved in ((24, False), (96, False), (96, True)):
-        name = f"hindsight-{1440 // periods}min" + ("-reserved" if reserved else "")
-        found[name] = in_hindsight(
-            days.requests, days.zones, periods, seed=seed, tries=tries, reserved=reserved
-        )
-        log(f"  seed {seed} {name} { {k: v for k, v in found[name].items() if k != 'margin'} }")
+    for periods in (24, 96):
+        for committed, each in in_hindsight(
+            days.requests, days.zones, periods, seed=seed, tries=tries
+        ).items():
+            name = f"hindsight-{1440 // periods}min{committed}"
+            found[name] = each
+            log(f"  seed {seed} {name} { {k: v for k, v in each.items() if k != 'margin'} }")
     return found
 
 
@@ -231,19 +240,20 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=20.0)
     parser.add_argument("--per-zone", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=16, help="to tune each rival with; ours has as many")
-    parser.add_argument("--tries", type=int, default=24, help="to sharpen margins in hindsight with")
+    parser.add_argument("--runs", type=int, default=12, help="to tune each rival with; ours has as many")
+    parser.add_argument("--tries", type=int, default=14, help="to sharpen margins in hindsight with")
     parser.add_argument("--before", type=Path, default=Path("docs/results/elasticity.json"))
     parser.add_argument("--params", type=Path, help="a result whose tuned parameters are taken")
     args = parser.parse_args()
     world = World(args.data, args.spot, factor=args.factor, per_zone=args.per_zone)
     log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    if args.params:
-        chosen = json.loads(args.params.read_text())["params"]
-    else:
-        chosen = tune(world, json.loads(args.before.read_text())["params"], args.runs, log)
-        if args.out:
-            args.out.with_suffix(".params.json").write_text(json.dumps({"params": chosen}, indent=1) + "\n")
+    chosen = json.loads(args.params.read_text())["params"] if args.params else {}
+    if not set(HEDGES) <= set(chosen):
+        chosen |= tuned_rivals(world, json.loads(args.before.read_text())["params"], args.runs, log)
+    if "ours" not in chosen:
+        chosen["ours"] = tuned_making(world, log)
+    if args.out:
+        args.out.with_suffix(".params.json").write_text(json.dumps({"params": chosen}, indent=1) + "\n")
     seeds = [measure(world, chosen, seed, args.tries, log) for seed in range(1, args.seeds + 1)]
     report = {
         "machine": machine_facts(), "command": "python -m benchmarks.planner.robust",

@@ -20,14 +20,14 @@ from benchmarks.planner.forecast import (
 )
 from candidates import candidates
 from elasticity import DAY_S, HOURLY, PROFILE, SLO, World, facts
+from msgspec import structs
 
 from stoa.fleet.policies.consolidation import first_to_go
+from stoa.fleet.policies.contract import FleetPlan
 from stoa.fleet.policies.facts import Bounds, Decision, Launch, Snapshot
 from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.fleet.policies.planned import Planned
 from stoa.planner.apply import fleet_plan
-from stoa.planner.plan import Plan
-from stoa.planner.problem import Problem
 from stoa.planner.program import solve
 from stoa.programs import Floats
 from stoa.simulator import Options, Requests, Result, Zone, simulate
@@ -69,19 +69,18 @@ def told(result: Result, fixed_usd: float = 0.0) -> dict[str, Any]:
 def ours(
     day: Requests, zones: Sequence[Zone], making: Making, *, at_s: float, reserved: bool, spot: bool
 ) -> Policy:
-    problem = problem_of(day, zones, making, at_s=at_s, reserved=reserved, spot=spot)
-    plan = solve(problem, time_limit_s=30.0)
-    committed = sum(plan.reserved.values())
     there = [*zones] if spot else [Zone("on-demand", HOURLY, startup_s=zones[0].startup_s)]
+    problem = problem_of(day, there, making, at_s=at_s, reserved=reserved, spot=spot)
+    plan = solve(problem, gap=0.002, time_limit_s=10.0)
+    committed = sum(plan.reserved.values())
     if committed:
         there.append(Zone(CONTRACT, 0.0, startup_s=zones[0].startup_s, on_demand_capacity=committed))
-    model = ModelPlan.of(_followed(plan, problem, making, committed, spot), MODEL)
+    model = ModelPlan.of(_followed(fleet_plan(plan, problem), making, committed), MODEL)
     return Policy(Planned(model), there, fixed_usd=committed * RESERVED * HOURLY)
 
 
-def _followed(plan: Plan, problem: Problem, making: Making, committed: int, spot: bool) -> Any:
+def _followed(file: FleetPlan, making: Making, committed: int) -> FleetPlan:
     """As applied, but that all machines that are committed to run: they are paid."""
-    file = fleet_plan(plan, problem)
     section, targets = file.models[MODEL], []
     for t in section.targets:
         counts = t.replicas
@@ -89,17 +88,8 @@ def _followed(plan: Plan, problem: Problem, making: Making, committed: int, spot
             counts = (committed,) * len(counts)
         elif t.market == "on_demand" and not making.pinned:
             counts = (0,) * len(counts)
-        targets.append(
-            type(t)(place=t.place, machine=t.machine, market=t.market, replicas=counts, most=t.most)
-        )
-    section = type(section)(targets=tuple(targets), weights=section.weights)
-    places = file.places
-    if not spot:  # all zones are alike
-        first = places[0]
-        places = (type(first)(name=first.name, zones=("on-demand",)), *places[1:])
-    return type(file)(
-        version=file.version, periods=file.periods, models={MODEL: section}, places=places, groups=file.groups
-    )
+        targets.append(structs.replace(t, replicas=counts))
+    return structs.replace(file, models={MODEL: structs.replace(section, targets=tuple(targets))})
 
 
 # -- the others
@@ -166,9 +156,9 @@ class Schedule:
 
 
 def in_hindsight(
-    requests: Requests, zones: Sequence[Zone], periods: int, *, seed: int, tries: int, reserved: bool
-) -> dict[str, Any]:
-    """Of the second day, run with the hour before it."""
+    requests: Requests, zones: Sequence[Zone], periods: int, *, seed: int, tries: int
+) -> dict[str, dict[str, Any]]:
+    """Of the second day, run with the hour before it; by what is added to its name: with reserved machines, and without."""
     warm_s = HOUR_S
     whole = requests.part(requests.arrival_s >= DAY_S - warm_s)
     part = replace(whole, arrival_s=whole.arrival_s - (DAY_S - warm_s))
@@ -197,10 +187,9 @@ def in_hindsight(
         return result.attainment, by, last[-1]["cost_usd"]
 
     margin, _ = sharpened(tried, known.work, tries)
-    committed = 0
-    if reserved:
-        hourly = RESERVED * HOURLY
-        usd = [known.usd(known.counts(margin, r)) + 24 * r * hourly for r in range(12)]
-        committed = int(np.argmin(usd))
-    tried(margin, committed)
-    return last[-1] | {"committed": committed, "margin": [round(float(m), 3) for m in margin]}
+    usd = [known.usd(known.counts(margin, r)) + 24 * r * RESERVED * HOURLY for r in range(16)]
+    found = {}
+    for name, committed in (("", 0), ("-reserved", int(np.argmin(usd)))):
+        tried(margin, committed)
+        found[name] = last[-1] | {"committed": committed, "margin": [round(float(m), 3) for m in margin]}
+    return found

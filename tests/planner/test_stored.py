@@ -21,14 +21,20 @@ from tests.planner.problems import draw
 
 NAMES = st.text(max_size=8)
 AMOUNTS = st.floats(0, 1e12)
-POOLS = st.builds(Pool, NAMES, NAMES, NAMES)
+POOLS = st.builds(Pool, NAMES, NAMES, NAMES, NAMES)
 
 
 @st.composite
 def stored_plans(draws: st.DrawFn) -> Stored:
     periods = draws(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     asked = st.builds(
-        Asked, service=NAMES, group=NAMES, origin=NAMES, prompt_tokens=AMOUNTS, output_tokens=AMOUNTS
+        Asked,
+        service=NAMES,
+        group=NAMES,
+        origin=NAMES,
+        prompt_tokens=AMOUNTS,
+        output_tokens=AMOUNTS,
+        late=st.booleans(),
     )
     buckets = draws(st.lists(asked, min_size=1, max_size=4))
     counts = st.tuples(*[st.integers(0, 1000)] * len(periods))

@@ -138,7 +138,12 @@ def _targets(model: str, plan: Plan, problem: Problem) -> tuple[Target, ...]:
         if most != 0:
             found.append(
                 Target(
-                    place=offer.place, machine=offer.machine, market=offer.purchase, replicas=mine, most=most
+                    place=offer.place,
+                    machine=offer.machine,
+                    market=offer.purchase,
+                    replicas=mine,
+                    most=most,
+                    availability=offer.availability,
                 )
             )
     return tuple(found)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from stoa.planner.explain import facts
+from stoa.planner.explain import facts, work
 from stoa.planner.explain.text import usd
 from stoa.planner.plan import Plan, Pool
 from stoa.planner.problem import PURCHASES, Problem, Purchase
@@ -42,8 +42,8 @@ _CLOCK = re.compile(r"(.*?)(\d\d:\d\d)-\d\d:\d\d")
 
 
 def draw(plan: Plan, problem: Problem) -> str:
-    """Three panels over the periods, each as wide as its hours: USD an hour by place; replicas that are there, by how they are
-    paid for, and the seconds of replicas that demand takes each second; requests a second by who answers them."""
+    """Three panels over the periods, each as wide as its hours: USD an hour by place; replicas that are there, by how they
+    are paid for, and the seconds of replicas that demand takes each second; requests a second by who answers them."""
     x = _edges(problem)
     tops = [panel_top(i) for i in range(3)]
     month = 720 / problem.horizon_h
@@ -58,8 +58,8 @@ def draw(plan: Plan, problem: Problem) -> str:
 def _edges(problem: Problem) -> Floats:
     """Both ends of each period, in pixels."""
     ends = np.cumsum([p.hours for p in problem.periods])
-    x = np.repeat(np.concatenate([[0.0], ends]), 2)[1:-1]
-    return LEFT + (WIDTH - LEFT - RIGHT) * x / ends[-1]
+    x: Floats = np.repeat(np.concatenate([[0.0], ends]), 2)[1:-1]
+    return np.asarray(LEFT + (WIDTH - LEFT - RIGHT) * x / ends[-1], np.float64)
 
 
 def _steps(values: Sequence[float]) -> Floats:
@@ -78,9 +78,9 @@ def _cost(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str]:
 
 
 def _replicas(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str]:
-    there = facts.there(plan, problem)
+    there = work.there(plan, problem)
     layers = [(*_PAID[purchase], there[purchase]) for purchase in PURCHASES if any(there[purchase])]
-    needed, mean = facts.work(plan, problem)
+    needed, mean = work.work(plan, problem)
     yield from _stack(
         top,
         x,
@@ -90,7 +90,7 @@ def _replicas(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str
     )
     most = _top(layers, max(needed))
     for place, (values, label, dash) in enumerate(
-        ((needed, "work with margin", ""), (mean, "work on average", "4 3")), len(layers)
+        ((needed, "work with margin", ""), (mean, "mean work (dashed)", "4 3")), len(layers)
     ):
         yield line(x, top + PANEL * (1 - _steps(values) / most), INK, 1.4, dash)
         yield legend(top, place, label, INK)
@@ -99,7 +99,7 @@ def _replicas(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str
 def _requests(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str]:
     own = [0.0] * len(problem.periods)
     hosted = [0.0] * len(problem.periods)
-    for route, rates in facts.likely_routes(plan, problem):
+    for route, rates in work.likely_routes(plan, problem):
         to = own if isinstance(route.target, Pool) else hosted
         for t, rate in enumerate(rates):
             to[t] += rate

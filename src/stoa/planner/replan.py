@@ -150,7 +150,7 @@ def _check_lengths(old: Plan, problem: Problem) -> None:
 def _missing(old: Plan, problem: Problem) -> str:
     """What the old plan needs that is no longer there; "" if nothing."""
     offers = {(o.place, o.machine, o.purchase) for o in problem.offers}
-    fits = {(f.machine, f.model) for f in problem.fits}
+    fits = {(f.machine, f.model, f.pace) for f in problem.fits}
     apis = {a.name for a in problem.apis}
     wanted = [(r.pool.place, r.pool.machine, r.purchase) for r in old.rented]
     wanted += [(place, machine, "reserved") for (place, machine), count in old.reserved.items() if count]
@@ -158,8 +158,8 @@ def _missing(old: Plan, problem: Problem) -> str:
         if (place, machine, purchase) not in offers:
             return f"{machine} at {place} is no longer offered ({purchase.replace('_', '-')})"
     for target in [r.pool for r in old.rented] + [r.target for r in old.routes]:
-        if isinstance(target, Pool) and (target.machine, target.model) not in fits:
-            return f"{target.model} is no longer known to run on {target.machine}"
+        if isinstance(target, Pool) and (target.machine, target.model, target.pace) not in fits:
+            return f"{target.name} is no longer known to be possible"
         if isinstance(target, str) and target not in apis:
             return f"the API {target} is no longer there"
     return ""
@@ -181,9 +181,9 @@ def _verdict(found: Replan) -> str:
     other = ", with other routes" if found.kept.rerouted else ""
     costs = (
         f"the old one would now cost {found.kept.plan.costs.total:,.2f} USD{other}, the new one "
-        f"{found.new.costs.total:,.2f} USD: {100 * found.saving:.1f} % less"
+        f"{found.new.costs.total:,.2f} USD: {100 * max(0.0, found.saving):.1f} % less"
     )
-    least = f"{100 * found.least:g} %"
+    least = f"at least {100 * found.least:g} %"
     if found.replaced:
         return f"The new plan replaces the old one; {costs}, and {least} was asked for."
     could = f"No plan could save more than {100 * found.most:.1f} %."

@@ -25,13 +25,14 @@ _Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bucket was: whose requests, and how large on average."""
+    """What a bucket was: whose requests, how large on average, and whether they may come late."""
 
     service: str
     group: str
     origin: str = ""
     prompt_tokens: _Amount
     output_tokens: _Amount
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class _Rented(_Part, frozen=True, kw_only=True):
     place: str
     machine: str
     model: str
+    pace: str = ""
     purchase: Purchase
     counts: tuple[_Count, ...]
 
@@ -66,6 +68,7 @@ class _Pool(_Part, frozen=True, kw_only=True):
     place: str
     machine: str
     model: str
+    pace: str = ""
 
 
 class _Route(_Part, frozen=True, kw_only=True):
@@ -116,6 +119,7 @@ def _asked(problem: Problem) -> tuple[Asked, ...]:
             origin=b.origin,
             prompt_tokens=b.prompt_tokens,
             output_tokens=b.output_tokens,
+            late=b.late,
         )
         for b in problem.buckets
     )
@@ -155,6 +159,7 @@ def to_json(stored: Stored) -> bytes:
                 place=r.pool.place,
                 machine=r.pool.machine,
                 model=r.pool.model,
+                pace=r.pool.pace,
                 purchase=r.purchase,
                 counts=r.counts,
             )
@@ -177,7 +182,7 @@ def to_json(stored: Stored) -> bytes:
 def _target(target: Pool | str) -> _Pool | str:
     if isinstance(target, str):
         return target
-    return _Pool(place=target.place, machine=target.machine, model=target.model)
+    return _Pool(place=target.place, machine=target.machine, model=target.model, pace=target.pace)
 
 
 def parse_stored(text: bytes | str, source: str) -> Stored:
@@ -199,7 +204,7 @@ def _check(file: _File, source: str) -> None:
     """Lengths, numbers of buckets, and what stands twice."""
     periods, buckets = len(file.periods), len(file.buckets)
     _unique(source, "periods", file.periods)
-    _unique(source, "rented", [(r.place, r.machine, r.model, r.purchase) for r in file.rented])
+    _unique(source, "rented", [(r.place, r.machine, r.model, r.pace, r.purchase) for r in file.rented])
     _unique(source, "reserved", [(r.place, r.machine) for r in file.reserved])
     _unique(source, "routes", [(r.world, r.bucket, str(r.to)) for r in file.routes])
     for i, rented in enumerate(file.rented):
@@ -225,14 +230,9 @@ def _length(source: str, at: str, values: Sequence[object], periods: int) -> Non
 
 
 def _stored(file: _File) -> Stored:
-    rented = tuple(Rented(Pool(r.place, r.machine, r.model), r.purchase, r.counts) for r in file.rented)
+    rented = tuple(Rented(_pool(r), r.purchase, r.counts) for r in file.rented)
     routes = tuple(
-        Route(
-            r.world,
-            r.bucket,
-            r.to if isinstance(r.to, str) else Pool(r.to.place, r.to.machine, r.to.model),
-            r.shares,
-        )
+        Route(r.world, r.bucket, r.to if isinstance(r.to, str) else _pool(r.to), r.shares)
         for r in file.routes
     )
     plan = Plan(
@@ -245,6 +245,10 @@ def _stored(file: _File) -> Stored:
         file.method,
     )
     return Stored(plan, file.periods, file.buckets, file.made)
+
+
+def _pool(part: _Rented | _Pool) -> Pool:
+    return Pool(part.place, part.machine, part.model, part.pace)
 
 
 # -- onto new inputs
@@ -291,7 +295,7 @@ def _nearest(old: Sequence[Asked], new: Sequence[Asked]) -> list[int]:
         alike = [
             (_far(b, a), i != k, i)
             for i, a in enumerate(old)
-            if (a.service, a.group, a.origin) == (b.service, b.group, b.origin)
+            if (a.service, a.group, a.origin, a.late) == (b.service, b.group, b.origin, b.late)
         ]
         found.append(min(alike)[2] if alike else -1)
     return found

@@ -61,13 +61,15 @@ class RulePart(_Part, frozen=True, kw_only=True):
 
 
 class Target(_Part, frozen=True, kw_only=True):
-    """Replicas wanted of a kind of machine. `most`: beyond `replicas`, what demand may bring; None: any number."""
+    """Replicas wanted of a kind of machine. `most`: beyond `replicas`, what demand may bring; None: any number.
+    `availability`: the plan counts on so much of them; of spot machines it asks for more than it counts on."""
 
     place: str
     machine: str
     market: Purchase
     replicas: tuple[int, ...]  # by period
     most: int | None = None
+    availability: float = 1.0
 
 
 class Weights(_Part, frozen=True, kw_only=True):
@@ -192,6 +194,7 @@ def _check_targets(model: str, section: Section, places: set[str], periods: int)
         for n in t.replicas:
             _within(f"{where}: replicas", n, 0, 1_000_000 if t.most is None else t.most)
         _within(f"{where}: most", t.most or 0, 0, 1_000_000)
+        _within(f"{where}: availability", t.availability, 0, 1)
 
 
 def _check_weights(model: str, section: Section, plan: FleetPlan, places: set[str], groups: set[str]) -> None:

@@ -26,6 +26,7 @@ class PoolPlan:
     market: Market
     replicas: tuple[int, ...]  # by period
     most: float
+    sure: tuple[float, ...]  # of them, by period: what the plan counts on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,8 +124,9 @@ def _pools(targets: list[Target], periods: int) -> tuple[PoolPlan, ...]:
     found: dict[tuple[str, Market], PoolPlan] = {}
     for t in targets:
         market: Market = "spot" if t.market == "spot" else "on_demand"
-        old = found.get((t.place, market), PoolPlan(t.place, market, (0,) * periods, 0))
+        old = found.get((t.place, market), PoolPlan(t.place, market, (0,) * periods, 0, (0.0,) * periods))
         counts = tuple(a + b for a, b in zip(old.replicas, t.replicas, strict=True))
+        sure = tuple(a + b * t.availability for a, b in zip(old.sure, t.replicas, strict=True))
         most = old.most + (math.inf if t.most is None else t.most)
-        found[t.place, market] = PoolPlan(t.place, market, counts, most)
+        found[t.place, market] = PoolPlan(t.place, market, counts, most, sure)
     return tuple(found.values())

@@ -2,7 +2,8 @@
 
     floor     by place and market, of this period and of the one that begins within a startup time
     keep      as many as the floor, ready ones first; launch what is missing where it may be had
-    need      of `Elastic`, which knows nothing of the plan; at least what the plan wants now and next
+    need      of `Elastic`, which knows nothing of the plan; at least what the plan counts on now and next. Of spot machines it
+              asks for more than it counts on: those that cannot be had are no reason for others, unless demand is one
     extra     need beyond what is kept or coming: `mix` decides where, among offers that the plan leaves room at. So it also
               stands in for spot machines that have gone, until they can be had again
     leave     what is extra and not needed, ready replicas only while as many as needed are ready
@@ -52,8 +53,12 @@ class Planned:
         if not pools:
             decision = mix.place(seen, need, learned.records)
             return replace(decision, reason=f"none of the plan's places is here: {need.full} needed"), memory
-        now, later = sum(p.now for p in pools), sum(p.later for p in pools)
-        full = min(seen.bounds.max_replicas, max(need.full, now, later))
+        now = sum(p.now for p in pools)
+        sure = max(
+            math.ceil(sum(p.sure_now for p in pools) - 1e-6),
+            math.ceil(sum(p.sure_later for p in pools) - 1e-6),
+        )
+        full = min(seen.bounds.max_replicas, max(need.full, sure))
         decision = _decide(seen, replace(need, full=full), pools, learned.records)
         period = self.plan.period(self.plan.calendar.at(self.begins_s + seen.now_s))
         return replace(decision, reason=f"{period}: {now} planned, {need.full} needed"), memory
@@ -79,8 +84,13 @@ class Planned:
             if not there and not mine:
                 continue
             lead_s = max((o.offer.startup_s for o in there), default=seen.profile.load_s) + seen.demand.bin_s
-            now, later = (p.replicas[self.plan.calendar.at(t)] for t in (at_s, at_s + lead_s))
-            pools.append(_Pool(p.place, tuple(there), tuple(mine), now, later, p.most))
+            now, later = (self.plan.calendar.at(t) for t in (at_s, at_s + lead_s))
+            pools.append(
+                _Pool(
+                    p.place, tuple(there), tuple(mine), p.replicas[now], p.replicas[later], p.most,
+                    p.sure[now], p.sure[later],
+                )
+            )  # fmt: skip
         for key in asked_s:
             _have_one(pools, places_of_key(key))
         return pools
@@ -88,7 +98,7 @@ class Planned:
 
 @dataclass(slots=True)
 class _Pool:
-    """`replicas`: those that last, those to keep first."""
+    """`replicas`: those that last, those to keep first. `sure_now`, `sure_later`: of the floor, what the plan counts on."""
 
     place: str
     offers: tuple[OfferSeen, ...]
@@ -96,6 +106,8 @@ class _Pool:
     now: int
     later: int
     most: float
+    sure_now: float
+    sure_later: float
 
     @property
     def floor(self) -> int:
@@ -118,6 +130,7 @@ def _have_one(pools: Sequence[_Pool], places: frozenset[str]) -> None:
             within, key=lambda p: (not p.replicas, min((o.offer.hourly for o in p.offers), default=0.0))
         )
         chosen.now = chosen.later = 1
+        chosen.sure_now = chosen.sure_later = 1.0
 
 
 def _decide(seen: Snapshot, need: Need, pools: Sequence[_Pool], known: Records) -> Decision:

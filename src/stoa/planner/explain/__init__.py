@@ -1,6 +1,7 @@
 """A plan, for people: what it does and why, what it costs, how sure that is; and what would allow one where there is none.
 
-words.py       the explanation, and the same as JSON; sections.py: its parts; facts.py: the figures in it; text.py: tables
+words.py       the explanation, and the same as JSON; sections.py, certainty.py: its parts; facts.py, work.py: figures;
+               text.py: tables
 values.py      what one more of something scarce would save; safety.py: what promises cost, and ways of buying save
 infeasible.py  the cheapest change that allows a plan; elastic.py, targets.py: how it is found; changes.py: what it may be
 """

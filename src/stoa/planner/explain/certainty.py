@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stoa.planner.explain import facts
+from stoa.planner.explain import work
 from stoa.planner.explain.safety import Bought
 from stoa.planner.explain.sections import a_month
 from stoa.planner.explain.text import amount, listed, percent, table, usd
 from stoa.planner.explain.values import Values
-from stoa.planner.plan import Plan, Pool
+from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem, Source
 
 _SOURCES: dict[Source, str] = {
@@ -21,6 +21,7 @@ _SOURCES: dict[Source, str] = {
     "given": "Given as they are",
 }
 _MOST_WORTHS = 8
+_SURE = 0.01
 
 
 # -- how sure
@@ -69,51 +70,62 @@ def how_sure(plan: Plan, problem: Problem) -> list[str]:
 # -- what is scarce, what safety costs
 
 
-def scarce(known: Values) -> list[str]:
+def scarce(known: Values, *, whole: bool) -> list[str]:
     lines = ["## What is scarce", ""]
     worth = [w for w in known.worths if w.saves_usd_per_day > 0][:_MOST_WORTHS]
     if not known.worths:
         return [*lines, "Nothing: no limit makes the plan dearer.", ""]
     if worth:
+        cells = [(w.what, usd(w.saves_usd_per_day), usd(30 * w.saves_usd_per_day)) for w in worth]
         lines += [
-            "Estimates of what a little more would save, with all else as it is. What it costs to get it is not in them, "
-            "but for the price of its hours.",
+            "What a little more would save, with all else as it is. What it costs to get it is not in that, but for the "
+            f"price of its hours. {_roughness(whole)}",
+            "",
+            *table(("with", "saves, USD per day", "per 30 days"), cells),
             "",
         ]
-        cells = [(w.what, usd(w.saves_usd_per_day), usd(30 * w.saves_usd_per_day)) for w in worth]
-        lines += [*table(("with", "saves, USD per day", "per 30 days"), cells), ""]
     idle = [w.what for w in known.worths if w.saves_usd_per_day <= 0]
     if idle:
         lines += [f"Not scarce: {listed(idle)} would save nothing.", ""]
     return lines
 
 
-def what_safety_costs(problem: Problem, bought: Sequence[Bought]) -> list[str]:
+def _roughness(whole: bool) -> str:
+    if whole:
+        return "Each figure is from another plan, searched for some seconds: right to about 1 % of the cost, or its range."
+    return "The figures are estimates that reckon with parts of machines."
+
+
+def what_safety_costs(plan: Plan, problem: Problem, bought: Sequence[Bought], *, whole: bool) -> list[str]:
     lines = ["## What safety costs", ""]
     promises = [b for b in bought if b.kind == "safety"]
     if promises:
-        lines += [*_bought(problem, promises, "for", "costs, USD per 30 days"), ""]
+        lines += [*_bought(plan, problem, promises, "for", "costs, USD per 30 days"), ""]
     else:
         lines += ["No margin, no survival of losses and no rule of places was asked for.", ""]
     options = [b for b in bought if b.kind == "option"]
     if options:
         lines += ["What ways of paying save: a plan that must do without one of them costs more.", ""]
-        lines += [*_bought(problem, options, "without", "costs more, USD per 30 days"), ""]
-    return [
-        *lines,
-        "These are estimates that reckon with parts of machines; one by one, so they do not add up.",
-        "",
-    ]
+        lines += [*_bought(plan, problem, options, "without", "costs more, USD per 30 days"), ""]
+    return [*lines, f"{_roughness(whole)} One thing is taken away at a time, so they do not add up.", ""]
 
 
-def _bought(problem: Problem, these: Sequence[Bought], first: str, second: str) -> list[str]:
+def _bought(plan: Plan, problem: Problem, these: Sequence[Bought], first: str, second: str) -> list[str]:
     cells = [
         (b.what, "no plan without", "")
-        if b.usd is None or b.share is None
-        else (b.what, usd(max(0.0, b.usd) * a_month(problem)), percent(max(0.0, b.share)))
+        if b.share is None
+        else (b.what, _range(plan, problem, b), percent(b.share))
         for b in these
     ]
     return table((first, second, "share of the cost"), cells)
+
+
+def _range(plan: Plan, problem: Problem, b: Bought) -> str:
+    """One figure where it is known to within a hundredth of the cost."""
+    month = a_month(problem)
+    if b.usd is None or b.most_usd - b.least_usd <= _SURE * plan.costs.total:
+        return usd((b.usd or 0.0) * month)
+    return f"{usd(b.least_usd * month)} to {usd(b.most_usd * month)}"
 
 
 # -- where figures come from
@@ -122,22 +134,16 @@ def _bought(problem: Problem, these: Sequence[Bought], first: str, second: str) 
 def sources(plan: Plan, problem: Problem) -> list[str]:
     found: dict[Source, list[str]] = {}
     for pool in dict.fromkeys(r.pool for r in plan.rented):
-        fit = facts.fit_of(problem, pool)
+        fit = work.fit_of(problem, pool)
         text = f"{pool.model} on {pool.machine}" + (f" ({fit.why})" if fit.why else "")
         if text not in found.setdefault(fit.source, []):
             found[fit.source].append(text)
     lines = [f"- {_SOURCES[source]}: {', '.join(texts)}." for source, texts in found.items()]
-    prices = {
-        o.why for o in problem.offers if o.why and any(_same(o.place, o.machine, r.pool) for r in plan.rented)
-    }
-    lines += [f"- Prices: {why}." for why in sorted(prices)]
-    return (
-        ["## Where the figures come from", "", "How much a machine can do:", "", *lines, ""] if lines else []
-    )
-
-
-def _same(place: str, machine: str, pool: Pool) -> bool:
-    return (place, machine) == (pool.place, pool.machine)
+    used = {(r.pool.place, r.pool.machine, r.purchase) for r in plan.rented}
+    whys = {o.why for o in problem.offers if o.why and (o.place, o.machine, o.purchase) in used}
+    prices = ["What it costs:", "", *(f"- {why}" for why in sorted(whys)), ""] if whys else []
+    head = ["## Where the figures come from", "", "How much a machine can do:", ""]
+    return [*head, *lines, "", *prices] if lines else []
 
 
 def notes_on(notes: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ class Change:
             case "requests" | "tokens":
                 return f"{to} {self.kind} a second instead of {before} from {self.name}"
             case "survives":
-                return f"no promise that {self.name} is served after the loss of a place or of spot machines"
+                return f"no promise that requests of {self.name} are served after the loss of a place or of spot machines"
             case "ttft":
                 return f"{to} s instead of {before} s to the first token of {self.name}"
             case "tpot":

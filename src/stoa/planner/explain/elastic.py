@@ -29,6 +29,7 @@ from stoa.programs import Floats, NoOptimum, Places, Program
 _FAR = 1000.0  # a bend that is not needed must save so many times its price
 _CARBON_USD_PER_KG = 0.1  # about what a right to emit costs in the EU's trade
 _HOURLY_USD = 2.0  # of an owned machine, each of its accelerators, if nobody rents such a one out
+_BOUGHT = 1.05
 _GAP = 0.01
 _FEW = 600  # whole numbers with which a program is soon solved
 _EPS = 1e-6
@@ -138,13 +139,14 @@ def _machines(program: Program, problem: Problem, v: View, j: Joint) -> dict[int
 
 
 def hourly_usd(problem: Problem, offer: Offer) -> float:
-    """For how big it is to have one more: owned ones count what they would be rented for, not the power they draw."""
+    """For how big it is to have one more. Owned ones count what they would be rented for, not the power they draw, and a
+    little more: of equals, the one that can be given back is the lesser change."""
     if offer.purchase != "owned":
         return offer.hourly_usd * offer.availability
-    alike = [o for o in problem.offers if o.machine == offer.machine and o.purchase != "owned"]
-    lasting = [o.hourly_usd for o in alike if o.purchase != "spot"] or [o.hourly_usd for o in alike]
+    lasting = ("reserved", "on_demand")
+    alike = [o.hourly_usd for o in problem.offers if o.machine == offer.machine and o.purchase in lasting]
     machine = next(m for m in problem.machines if m.name == offer.machine)
-    return max(offer.hourly_usd, min(lasting, default=_HOURLY_USD * machine.accelerators))
+    return max(offer.hourly_usd, _BOUGHT * min(alike, default=_HOURLY_USD * machine.accelerators))
 
 
 def _ramp(program: Program, problem: Problem, rows: Places) -> int:

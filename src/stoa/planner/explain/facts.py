@@ -4,11 +4,11 @@ with scenarios by how likely each is."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stoa.planner.plan import USUAL, Plan, Pool, Rented, Route, api_usd, network_usd
-from stoa.planner.problem import PURCHASES, Api, Fit, Offer, Problem, Purchase
+from stoa.planner.explain.work import hours, likely, likely_routes, needed, offer_of, work_by_pool
+from stoa.planner.plan import Plan, Pool, Rented, api_usd, network_usd
+from stoa.planner.problem import Api, Offer, Problem
 from stoa.planner.program.view import HOUR_S
 
 Target = Pool | str
@@ -16,7 +16,8 @@ Target = Pool | str
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Machines of one pool, paid for in one way. Reserved machines that no pool uses have no counts."""
+    """Machines of one pool, paid for in one way. `tokens`: those of the pool, shared by hours. Reserved machines that no
+    pool uses have no counts."""
 
     place: str
     machine: str
@@ -25,6 +26,7 @@ class Row:
     offer: Offer
     counts: tuple[int, ...]
     usd: float
+    tokens: float
 
     @property
     def pool(self) -> Pool:
@@ -33,7 +35,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """`used`: share of the time that they run."""
+    """`used`: share of the time for which there is work for them, with margins, if they are the first to get it. They may
+    run on without: it costs nothing more."""
 
     place: str
     machine: str
@@ -65,38 +68,25 @@ class Called:
     rates: tuple[float, ...]
 
 
-def hours(problem: Problem) -> list[float]:
-    """By period."""
-    return [p.hours * p.times for p in problem.periods]
-
-
-def offer_of(problem: Problem, place: str, machine: str, purchase: Purchase) -> Offer | None:
-    same = (o for o in problem.offers if (o.place, o.machine, o.purchase) == (place, machine, purchase))
-    return next(same, None)
-
-
-def fit_of(problem: Problem, pool: Pool) -> Fit:
-    key = (pool.machine, pool.model, pool.pace)
-    return next(f for f in problem.fits if (f.machine, f.model, f.pace) == key)
-
-
 # -- machines
 
 
 def rows(plan: Plan, problem: Problem) -> tuple[Row, ...]:
     """By place, as the problem has them, then the dearest first. A commitment's price is shared by hours of use."""
     order = {p.name: i for i, p in enumerate(problem.places)}
-    found = [_row(plan, problem, each) for each in plan.rented]
+    tokens = tokens_by_target(plan, problem)
+    found = [_row(plan, problem, each, tokens.get(each.pool, 0.0)) for each in plan.rented]
     used = {(row.place, row.machine) for row in found if row.offer.purchase == "reserved"}
     none = (0,) * len(problem.periods)
     for each in reserved(plan, problem):
         offer = offer_of(problem, each.place, each.machine, "reserved")
         if (each.place, each.machine) not in used and offer is not None:
-            found.append(Row(each.place, each.machine, "", "", offer, none, each.usd))
+            found.append(Row(each.place, each.machine, "", "", offer, none, each.usd, 0.0))
     return tuple(sorted(found, key=lambda row: (order[row.place], -row.usd, row.machine, row.model)))
 
 
-def _row(plan: Plan, problem: Problem, each: Rented) -> Row:
+def _row(plan: Plan, problem: Problem, each: Rented, tokens: float) -> Row:
+    """`tokens`: of the whole pool."""
     pool = each.pool
     offer = offer_of(problem, pool.place, pool.machine, each.purchase)
     assert offer is not None, "the plan is of another problem"
@@ -110,7 +100,14 @@ def _row(plan: Plan, problem: Problem, each: Rented) -> Row:
         ]
         committed = plan.reserved[pool.place, pool.machine] * offer.hourly_usd * problem.horizon_h
         usd = committed * run_h / sum(_run_h(problem, r) for r in alike)
-    return Row(pool.place, pool.machine, pool.model, pool.pace, offer, each.counts, usd)
+    pool_h = sum(_there_h(problem, r) for r in plan.rented if r.pool == pool)
+    part = _there_h(problem, each) / pool_h if pool_h else 0.0
+    return Row(pool.place, pool.machine, pool.model, pool.pace, offer, each.counts, usd, part * tokens)
+
+
+def _there_h(problem: Problem, each: Rented) -> float:
+    offer = offer_of(problem, each.pool.place, each.pool.machine, each.purchase)
+    return _run_h(problem, each) * (offer.availability if offer is not None else 1.0)
 
 
 def _run_h(problem: Problem, each: Rented) -> float:
@@ -119,33 +116,25 @@ def _run_h(problem: Problem, each: Rented) -> float:
 
 def reserved(plan: Plan, problem: Problem) -> tuple[Reserved, ...]:
     found = []
+    work = {pool: needed(problem, series) for pool, series in work_by_pool(plan, problem).items()}
     for (place, machine), count in plan.reserved.items():
         offer = offer_of(problem, place, machine, "reserved")
-        if count and offer is not None:
-            run_h = sum(
-                _run_h(problem, r)
-                for r in plan.rented
-                if (r.pool.place, r.pool.machine, r.purchase) == (place, machine, "reserved")
-            )
-            usd = count * offer.hourly_usd * problem.horizon_h
-            used = run_h / (count * problem.horizon_h)
-            found.append(Reserved(place, machine, count, used, offer.hourly_usd, usd))
+        if not count or offer is None:
+            continue
+        busy_h = sum(
+            h * min(n, asked)
+            for r in plan.rented
+            if (r.pool.place, r.pool.machine, r.purchase) == (place, machine, "reserved") and r.pool in work
+            for h, n, asked in zip(hours(problem), r.counts, work[r.pool], strict=True)
+        )
+        paid_h = count * problem.horizon_h
+        found.append(
+            Reserved(place, machine, count, busy_h / paid_h, offer.hourly_usd, paid_h * offer.hourly_usd)
+        )
     return tuple(found)
 
 
 # -- requests
-
-
-def likely_routes(plan: Plan, problem: Problem) -> Iterator[tuple[Route, tuple[float, ...]]]:
-    """Routes of the worlds that are reckoned with, and the requests a second of each, by period, times its probability."""
-    likely = {s.name: s.probability for s in problem.scenarios} or {USUAL: 1.0}
-    factors = {s.name: s.factors for s in problem.scenarios}
-    flat = (1.0,) * len(problem.periods)
-    for route in plan.routes:
-        if route.world in likely:
-            rates = problem.buckets[route.bucket].rates
-            times = zip(route.shares, rates, factors.get(route.world, flat), strict=True)
-            yield route, tuple(likely[route.world] * share * rate * factor for share, rate, factor in times)
 
 
 def flows(plan: Plan, problem: Problem) -> tuple[Flow, ...]:
@@ -203,8 +192,7 @@ def called(plan: Plan, problem: Problem) -> tuple[Called, ...]:
 def survived(plan: Plan, problem: Problem) -> tuple[str, ...]:
     """Losses that the plan has routes for, as its worlds are called. Which routes is left to chance where several would do,
     since they cost nothing in the reckoning; that there are some is what counts."""
-    likely = {s.name for s in problem.scenarios} or {USUAL}
-    return tuple(sorted({route.world for route in plan.routes} - likely))
+    return tuple(sorted({route.world for route in plan.routes} - set(likely(problem))))
 
 
 def place_of(problem: Problem, target: Target) -> str:
@@ -238,39 +226,3 @@ def usd_by_place(plan: Plan, problem: Problem) -> dict[str, list[float]]:
         for t, rate in enumerate(rates):
             found[place_of(problem, route.target)][t] += rate * HOUR_S * each_usd
     return found
-
-
-# -- machines against work
-
-
-def there(plan: Plan, problem: Problem) -> dict[Purchase, list[float]]:
-    """By way of paying and period: replicas that are there on average."""
-    found: dict[Purchase, list[float]] = {purchase: [0.0] * len(problem.periods) for purchase in PURCHASES}
-    for each in plan.rented:
-        offer = offer_of(problem, each.pool.place, each.pool.machine, each.purchase)
-        for t, count in enumerate(each.counts):
-            found[each.purchase][t] += count * (offer.availability if offer is not None else 1.0)
-    return found
-
-
-def work(plan: Plan, problem: Problem) -> tuple[list[float], list[float]]:
-    """By period, seconds of replicas that the requests for them take each second: in the dearest scenario and with margins,
-    and as it is expected."""
-    likely = {s.name: s.probability for s in problem.scenarios} or {USUAL: 1.0}
-    factors = {s.name: s.factors for s in problem.scenarios}
-    flat = (1.0,) * len(problem.periods)
-    fits = {(f.machine, f.model, f.pace): f for f in problem.fits}
-    by_world = {world: [0.0] * len(problem.periods) for world in likely}
-    for route in plan.routes:
-        if route.world in likely and isinstance(route.target, Pool):
-            fit = fits[route.target.machine, route.target.model, route.target.pace]
-            times = zip(
-                route.shares, problem.buckets[route.bucket].rates, factors.get(route.world, flat), strict=True
-            )
-            for t, (share, rate, factor) in enumerate(times):
-                if share:
-                    by_world[route.world][t] += share * rate * factor * fit.load_s[route.bucket]
-    periods = range(len(problem.periods))
-    needed = [max(series[t] for series in by_world.values()) * problem.margin(t) for t in periods]
-    mean = [sum(likely[world] * series[t] for world, series in by_world.items()) for t in periods]
-    return needed, mean

@@ -36,7 +36,7 @@ def ways_out(problem: Problem, *, time_limit_s: float = 60.0) -> tuple[Way, ...]
 def in_words(ways: Sequence[Way]) -> str:
     """A numbered list, the cheapest change first."""
     if not ways:
-        return "No change was found that would allow a plan."
+        return "No change was found that would allow a plan; a longer search may find one."
     lines = ["What would allow a plan, the least change first:"]
     for number, way in enumerate(ways, 1):
         either = f"{number}. " + ("or " if number > 1 else "")
@@ -64,8 +64,10 @@ class _Search:
             alone = sorted(there) if together and most > 1 else []
             ways = [together, *(self._way(problem, frozenset({kind})) for kind in alone)]
             found += [(*begun, *way) for way in ways if way]
-        different = {frozenset((c.kind, c.name, c.place) for c in way): way for way in reversed(found)}
-        return list(reversed(different.values()))[:most]
+        different: dict[frozenset[tuple[str, str, str]], Way] = {}
+        for way in found:
+            different.setdefault(frozenset((c.kind, c.name, c.place) for c in way), way)
+        return list(different.values())[:most]
 
     def _left_s(self) -> float:
         return self.until_s - time.monotonic()

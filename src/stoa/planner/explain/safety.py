@@ -1,4 +1,4 @@
-"""What is bought for safety and what that costs, and what each way of buying saves: the relaxation, with and without."""
+"""What is bought for safety and what that costs, and what each way of buying saves: with and without it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stoa.planner.explain.relaxation import at_once, relaxation
+from stoa.planner.explain.relaxation import Cost, costs, free, relaxation
+from stoa.planner.plan import Plan
 from stoa.planner.problem import PURCHASES, Problem, Purchase, Scenario
-from stoa.planner.program.view import Unservable
-from stoa.programs import NoOptimum
 
 Kind = Literal["safety", "option"]
 OPTION_WORDS: dict[Purchase, str] = {
@@ -22,33 +21,38 @@ OPTION_WORDS: dict[Purchase, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Bought:
-    """`usd` over the horizon: what a promise costs, or an option saves, by the relaxation's estimate. None: without it there
-    is no plan. `share`: of the cost."""
+    """`usd` over the horizon: what a promise costs, or an option saves, by the plan that was found without it; the cheapest
+    would say something from `least_usd` to `most_usd`. `share`: of the cost. None: without it there is no plan."""
 
     kind: Kind
     what: str
-    usd: float | None
-    share: float | None
+    usd: float | None = None
+    share: float | None = None
+    least_usd: float = 0.0
+    most_usd: float = 0.0
 
 
-def safety(problem: Problem) -> tuple[Bought, ...]:
+def safety(problem: Problem, *, whole: Plan | None = None) -> tuple[Bought, ...]:
     """One by one, all else as it is: two together may cost less or more than their sum. A budget does not count here.
-    NoOptimum for a problem without a plan."""
-    free = replace(problem, rules=replace(problem.rules, budget_usd=None))
-    asked = [*_promises(free), *_options(free)]
-    base_usd = relaxation(free).usd
-    found = []
-    for (kind, what, _), usd in zip(asked, at_once(_usd, [each for _, _, each in asked]), strict=True):
-        more = None if usd is None else (base_usd - usd if kind == "safety" else usd - base_usd)
-        found.append(Bought(kind, what, more, None if more is None else more / base_usd if base_usd else 0.0))
-    return tuple(found)
+    `whole`: reckon with whole machines, and compare with this plan. NoOptimum for a problem without a plan."""
+    base = free(problem)
+    asked = [*_promises(base), *_options(base)]
+    known_usd = whole.costs.total if whole is not None else relaxation(base).usd
+    again, *others = costs([base, *(each for _, _, each in asked)], whole=whole is not None)
+    base_usd = known_usd if again is None else min(known_usd, again.usd)
+    return tuple(
+        _bought(kind, what, base_usd, other) for (kind, what, _), other in zip(asked, others, strict=True)
+    )
 
 
-def _usd(problem: Problem) -> float | None:
-    try:
-        return relaxation(problem).usd
-    except (NoOptimum, Unservable):
-        return None
+def _bought(kind: Kind, what: str, base_usd: float, other: Cost | None) -> Bought:
+    """The plan is what it is; how much cheaper or dearer the other could be is known within bounds."""
+    if other is None:
+        return Bought(kind, what)
+    ends = (other.usd - base_usd, other.least_usd - base_usd)
+    found, further = (max(0.0, -end if kind == "safety" else end) for end in ends)
+    share = found / base_usd if base_usd else 0.0
+    return Bought(kind, what, found, share, min(found, further), max(found, further))
 
 
 _Asked = tuple[Kind, str, Problem]

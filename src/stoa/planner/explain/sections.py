@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 
-from stoa.planner.explain import facts
+from stoa.planner.explain import facts, work
 from stoa.planner.explain.facts import Called, Row
 from stoa.planner.explain.text import amount, between, large, listed, percent, spans, table, usd
 from stoa.planner.explain.values import Served
@@ -15,6 +16,7 @@ PAID: dict[Purchase, str] = {
     "owned": "owned", "reserved": "reserved", "on_demand": "by the hour", "spot": "spot",
 }  # fmt: skip
 _MOST_TARGETS = 4
+_RULE = 200  # letters of a rule that are shown
 
 
 def a_day(problem: Problem) -> float:
@@ -32,11 +34,6 @@ def a_month(problem: Problem) -> float:
 
 def what_runs(plan: Plan, problem: Problem) -> list[str]:
     rows, apis = facts.rows(plan, problem), facts.called(plan, problem)
-    tokens = facts.tokens_by_target(plan, problem)
-    pool_usd: dict[facts.Target, float] = {}
-    for row in rows:
-        pool_usd[row.pool] = pool_usd.get(row.pool, 0.0) + row.usd
-    mtok_usd = {pool: 1e6 * pool_usd[pool] / n for pool, n in tokens.items() if pool in pool_usd and n}
     lines = [
         "## What runs where, and why",
         "",
@@ -48,28 +45,21 @@ def what_runs(plan: Plan, problem: Problem) -> list[str]:
         mine = [row for row in rows if row.place == place.name]
         hosted = [c for c in apis if c.api.place == place.name]
         if mine or hosted:
-            lines += _at_place(problem, place.name, mine, hosted, mtok_usd)
+            lines += _at_place(problem, place.name, mine, hosted)
     return lines
 
 
-def _at_place(
-    problem: Problem,
-    place: str,
-    rows: Sequence[Row],
-    apis: Sequence[Called],
-    mtok_usd: dict[facts.Target, float],
-) -> list[str]:
+def _at_place(problem: Problem, place: str, rows: Sequence[Row], apis: Sequence[Called]) -> list[str]:
     month = a_month(problem)
     names = [p.name for p in problem.periods]
     cells = []
     for row in rows:
         most = max(row.counts)
-        each = mtok_usd.get(row.pool)
         cells.append(
             (
                 row.machine, _model(row.model, row.pace) or "not used", PAID[row.offer.purchase],
                 spans(names, _peak(row.counts)) if most else "never", between(min(row.counts), most),
-                usd(row.usd * month), usd(each) if each is not None else "",
+                usd(row.usd * month), usd(1e6 * row.usd / row.tokens) if row.tokens else "",
             )
         )  # fmt: skip
     cells += [
@@ -138,7 +128,7 @@ def _reason(problem: Problem, purchase: Purchase, mine: Mapping[Offer, Sequence[
 
 def _instead(problem: Problem, offer: Offer) -> str:
     """Compared with the same machine by the hour."""
-    other = facts.offer_of(problem, offer.place, offer.machine, "on_demand")
+    other = work.offer_of(problem, offer.place, offer.machine, "on_demand")
     if other is None or other.limit == 0 or offer.purchase not in ("reserved", "spot"):
         return ""
     share = offer.hourly_usd / other.hourly_usd
@@ -153,7 +143,7 @@ def _most(rows: Sequence[Row]) -> int:
 
 
 def _run_h(problem: Problem, rows: Sequence[Row]) -> float:
-    hours = facts.hours(problem)
+    hours = work.hours(problem)
     return sum(n * h for row in rows for n, h in zip(row.counts, hours, strict=True))
 
 
@@ -196,7 +186,8 @@ def where_requests_go(plan: Plan, problem: Problem) -> list[str]:
             lines.append(f"  - {percent(share)} to {facts.name_of(problem, target)}")
         rest = sum(share for _, share in flow.shares[_MOST_TARGETS:])
         if rest > 0.0005:
-            lines.append(f"  - {percent(rest)} to {len(flow.shares) - _MOST_TARGETS} others")
+            count = len(flow.shares) - _MOST_TARGETS
+            lines.append(f"  - {percent(rest)} to {f'{count} others' if count > 1 else 'another'}")
     return [*lines, "", *_restricted(problem), *_after_losses(plan, problem)]
 
 
@@ -205,7 +196,7 @@ def _restricted(problem: Problem) -> list[str]:
     lines = []
     for group in problem.groups:
         if group.places < everywhere:
-            rules = f" (rule: {'; '.join(group.rules)})" if group.rules else ""
+            rules = f" (rule: {shorten('; '.join(group.rules), _RULE)})" if group.rules else ""
             lines.append(
                 f"- {group.name} stays at {listed(sorted(group.places))}{rules}. No request of it goes elsewhere."
             )
@@ -219,13 +210,9 @@ def _after_losses(plan: Plan, problem: Problem) -> list[str]:
     left_out = [s.name for s in problem.services if not s.survives]
     but = f", except {listed(left_out)}, for which that was not promised" if left_out else ""
     strain = problem.rules.strain
-    fuller = f" Machines are then up to {amount(strain)} times as full as usual." if strain > 1 else ""
-    return [
-        f"What is left can serve all requests{but}, in each of these cases:{fuller}",
-        "",
-        *(f"- {w}" for w in found),
-        "",
-    ]
+    fuller = f", with machines up to {amount(strain)} times as full as usual" if strain > 1 else ""
+    head = f"What is left can serve all requests{but}, in each of these cases{fuller}:"
+    return [head, "", *(f"- {world}" for world in found), ""]
 
 
 # -- what it costs

@@ -1,7 +1,7 @@
 """What is scarce and what one more of it would save; what serving each kind of request costs.
 
 Row and column duals of the relaxation tell which limits bind. A dual is the saving of the first little bit, and at a corner
-there are several; what is reported is the difference to the relaxation with one more, which is never above the dual.
+there are several; what is reported is the difference to the same with one more, which in the relaxation is never above it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from stoa.planner.explain.relaxation import Relaxation, at_once, relaxation
+from stoa.planner.explain.relaxation import Relaxation, costs, free, relaxation
+from stoa.planner.plan import Plan
 from stoa.planner.problem import Offer, Problem
 from stoa.planner.program.view import HOUR_S
 from stoa.programs import Floats, Places
@@ -20,12 +21,13 @@ from stoa.programs import Floats, Places
 T = TypeVar("T")
 _LITTLE_USD = 1e-6  # a saving, relative to the cost, that is none
 _MOST = 10  # scarce things looked at: owned machines, then the dearest
+_MOST_WHOLE = 5  # ... with whole machines
 _MORE = 0.1  # share by which limits that are no whole numbers are raised
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """One more of something that is limited. `dual_usd_per_day`: a saving that it does not exceed."""
+    """One more of something that is limited. `dual_usd_per_day`: what the first bit of it saves in the relaxation."""
 
     what: str
     saves_usd_per_day: float
@@ -50,7 +52,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Estimates of the relaxation, which costs `usd` over the horizon. `worths`: owned machines, then the dearest first.
+    """`usd`: of the relaxation, over the horizon. `worths`: owned machines, then the dearest first.
     `served`: parts of `usd`; they sum to it."""
 
     usd: float
@@ -58,10 +60,10 @@ class Values:
     served: tuple[Served, ...]
 
 
-def values(problem: Problem) -> Values:
-    """NoOptimum for a problem without a plan."""
+def values(problem: Problem, *, whole: Plan | None = None) -> Values:
+    """`whole`: reckon savings with whole machines, and compare with this plan. NoOptimum for a problem without a plan."""
     found = relaxation(problem)
-    return Values(found.usd, _worths(problem, found), _served(problem, found))
+    return Values(found.usd, _worths(problem, found, whole), _served(problem, found))
 
 
 # -- what one more saves
@@ -77,17 +79,19 @@ class _More:
     offer: Offer | None = None
 
 
-def _worths(problem: Problem, found: Relaxation) -> tuple[Worth, ...]:
+def _worths(problem: Problem, found: Relaxation, whole: Plan | None) -> tuple[Worth, ...]:
     little = _LITTLE_USD * max(1.0, found.usd)
     scarce = sorted(_more(problem, found), key=lambda each: (not _is_owned(each.offer), -each.dual_usd))
-    asked = [each for each in scarce if each.dual_usd > little][:_MOST]
-    saved = at_once(lambda each: max(0.0, found.usd - relaxation(each.problem).usd), asked)
+    asked = [each for each in scarce if each.dual_usd > little][: _MOST if whole is None else _MOST_WHOLE]
+    base, *others = costs([free(problem), *(free(each.problem) for each in asked)], whole=whole is not None)
+    known_usd = found.usd if whole is None else whole.costs.total
+    base_usd = known_usd if base is None else min(known_usd, base.usd)
     a_day = 24 / problem.horizon_h
-    worths = [
-        Worth(each.what, usd * a_day, each.dual_usd * a_day, each.offer)
-        for each, usd in zip(asked, saved, strict=True)
-        if usd > little or _is_owned(each.offer)
-    ]
+    worths = []
+    for each, other in zip(asked, others, strict=True):
+        saved_usd = 0.0 if other is None else max(0.0, base_usd - other.usd)
+        if saved_usd > little or _is_owned(each.offer):
+            worths.append(Worth(each.what, saved_usd * a_day, each.dual_usd * a_day, each.offer))
     worths += [
         Worth(each.what, 0.0, 0.0, each.offer)
         for each in scarce

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stoa.planner.explain import facts
+from stoa.planner.explain import facts, work
 from stoa.planner.explain.certainty import bound, how_sure, notes_on, scarce, sources, what_safety_costs
+from stoa.planner.explain.relaxation import is_rough
 from stoa.planner.explain.safety import Bought, safety
 from stoa.planner.explain.sections import (
     a_day,
@@ -37,22 +38,24 @@ _GLOSSARY = (
 
 @dataclass(frozen=True, slots=True)
 class Reckoned:
-    """What takes some linear programs to find out."""
+    """What takes some programs to find out. `whole`: with whole machines, else with parts of them."""
 
     values: Values
     safety: tuple[Bought, ...]
+    whole: bool = False
 
 
-def reckon(problem: Problem) -> Reckoned:
-    """NoOptimum for a problem without a plan."""
-    return Reckoned(values(problem), safety(problem))
+def reckon(plan: Plan, problem: Problem) -> Reckoned:
+    """With whole machines where parts of them would say too little: some seconds then."""
+    whole = plan if is_rough(problem, plan) else None
+    return Reckoned(values(problem, whole=whole), safety(problem, whole=whole), whole is not None)
 
 
 def explain(
     plan: Plan, problem: Problem, notes: Sequence[str] = (), *, reckoned: Reckoned | None = None
 ) -> str:
     """Markdown that is readable as it stands. `notes`: what is to be said of the inputs."""
-    known = reckoned or reckon(problem)
+    known = reckoned or reckon(plan, problem)
     parts = [
         _summary(plan, problem),
         what_runs(plan, problem),
@@ -60,8 +63,8 @@ def explain(
         where_requests_go(plan, problem),
         what_it_costs(plan, problem, known.values.served),
         how_sure(plan, problem),
-        scarce(known.values),
-        what_safety_costs(problem, known.safety),
+        scarce(known.values, whole=known.whole),
+        what_safety_costs(plan, problem, known.safety, whole=known.whole),
         sources(plan, problem),
         notes_on(notes),
         _words(plan),
@@ -118,7 +121,7 @@ def _summary(plan: Plan, problem: Problem) -> list[str]:
 
 def as_json(plan: Plan, problem: Problem, *, reckoned: Reckoned | None = None) -> dict[str, Any]:
     """What `explain` says, as plain values. Amounts without another unit are over the horizon."""
-    known = reckoned or reckon(problem)
+    known = reckoned or reckon(plan, problem)
     tokens = _tokens(plan, problem)
     return {
         "horizon_h": problem.horizon_h,
@@ -150,11 +153,22 @@ def as_json(plan: Plan, problem: Problem, *, reckoned: Reckoned | None = None) -
         ],
         "requests": _requests(plan, problem, known.values),
         "survives": facts.survived(plan, problem),
+        "whole_machines": known.whole,
         "scarce": [
             {"what": w.what, "saves_usd_per_day": w.saves_usd_per_day, "dual_usd_per_day": w.dual_usd_per_day}
             for w in known.values.worths
         ],
-        "safety": [{"kind": b.kind, "what": b.what, "usd": b.usd, "share": b.share} for b in known.safety],
+        "safety": [
+            {
+                "kind": b.kind,
+                "what": b.what,
+                "usd": b.usd,
+                "share": b.share,
+                "least_usd": b.least_usd,
+                "most_usd": b.most_usd,
+            }
+            for b in known.safety
+        ],
     }
 
 
@@ -163,7 +177,7 @@ def _machines(plan: Plan, problem: Problem) -> list[dict[str, Any]]:
         {
             "place": row.place, "machine": row.machine, "model": row.model, "pace": row.pace,
             "purchase": row.offer.purchase, "counts": list(row.counts), "usd": row.usd,
-            "source": facts.fit_of(problem, row.pool).source if row.model else None,
+            "source": work.fit_of(problem, row.pool).source if row.model else None,
         }
         for row in facts.rows(plan, problem)
     ]  # fmt: skip

@@ -54,7 +54,7 @@ models = ["m"]
 ttft = "1 s"
 
 [safety]
-margin = 1.8
+margin = 3.0
 
 [demand]
 trace = "trace.csv"

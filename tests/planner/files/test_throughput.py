@@ -13,7 +13,7 @@ from stoa.errors import ConfigError
 from stoa.planner.files.document import Document
 from stoa.planner.files.safety import work_of
 from stoa.planner.files.throughput import Replica, fits_of, read_replicas
-from stoa.planner.problem import Bucket, MachineType, Service
+from stoa.planner.problem import Bucket, MachineType, Network, Service
 from stoa.planner.profiles.service import load_of
 from tests.planner.files.worlds import document, files
 
@@ -111,6 +111,17 @@ def test_a_replica_may_be_run_at_the_pace_of_each_service(folder: Path) -> None:
     assert strict.load_s[1] == strict.load_s[0] >= lax.load_s[1]
     assert lax.load_s == (math.inf, load_of(profile, 500, 100, 10.0, math.inf)[0], math.inf)
     assert strict.load_s[2] == math.inf
+
+
+def test_first_tokens_leave_early_enough_for_the_way(folder: Path) -> None:
+    """With a network, replicas are less full, so that the first token is in time at the far end too."""
+    found, _ = replicas(folder, {"machines": ["l4"], "profile": "profile.json"})
+    services = {"chat": Service("chat", ("m",), 0.12)}
+    buckets = [Bucket("chat", "g", 500, 100, (1.0,), "far")]
+    (near,) = fits_of([found["l4"]], buckets, services)
+    (far,) = fits_of([found["l4"]], buckets, services, Network({("far", "here"): 0.05}))
+    assert far.load_s[0] >= near.load_s[0]
+    assert far.ttft_s[0] <= 0.12 - 0.05
 
 
 def test_one_pace_has_no_name(folder: Path) -> None:

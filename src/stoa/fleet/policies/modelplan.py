@@ -102,6 +102,11 @@ class ModelPlan:
                 found = frozenset(rule.places) if found is None else found & frozenset(rule.places)
         return found
 
+    @property
+    def has_residency(self) -> bool:
+        """Whether some project may not be served everywhere."""
+        return bool(self._allowed or self.file.rules)
+
     def projects(self) -> tuple[str, ...]:
         """Words for projects that it uses: ids, and patterns of rules."""
         found = (*self._groups, *(pattern for rule in self.file.rules for pattern in rule.projects))

@@ -1,9 +1,11 @@
 """The autoscaler of a fleet that follows a plan: the plan's replicas as a floor, and what demand asks for on top.
 
-    floor     by place and market, of this period and of the one that begins within a startup time
+    floor     by place and market, of this period and of the one that begins within a startup time. Of machines that are not
+              always there a plan asks for more than it counts on; when they are there, that would be too many. So as many
+              whole ones as it counts on stand at their place, and what is left of all places is need, wherever it is
+              cheapest. Where some requests may not be served everywhere, all that was asked for stands at its place
     keep      as many as the floor, ready ones first; launch what is missing where it may be had
-    need      of `Elastic`, which knows nothing of the plan; at least what the plan counts on now and next. Of spot machines it
-              asks for more than it counts on: those that cannot be had are no reason for others, unless demand is one
+    need      of `Elastic`, which knows nothing of the plan; at least what the plan counts on now and next
     extra     need beyond what is kept or coming: `mix` decides where, among offers that the plan leaves room at. So it also
               stands in for spot machines that have gone, until they can be had again
     leave     what is extra and not needed, ready replicas only while as many as needed are ready
@@ -53,12 +55,9 @@ class Planned:
         if not pools:
             decision = mix.place(seen, need, learned.records)
             return replace(decision, reason=f"none of the plan's places is here: {need.full} needed"), memory
-        now = sum(p.now for p in pools)
-        sure = max(
-            math.ceil(sum(p.sure_now for p in pools) - 1e-6),
-            math.ceil(sum(p.sure_later for p in pools) - 1e-6),
-        )
-        full = min(seen.bounds.max_replicas, max(need.full, sure))
+        now = math.ceil(sum(p.sure_now for p in pools) - 1e-6)
+        later = math.ceil(sum(p.sure_later for p in pools) - 1e-6)
+        full = min(seen.bounds.max_replicas, max(need.full, now, later))
         decision = _decide(seen, replace(need, full=full), pools, learned.records)
         period = self.plan.period(self.plan.calendar.at(self.begins_s + seen.now_s))
         return replace(decision, reason=f"{period}: {now} planned, {need.full} needed"), memory
@@ -85,10 +84,10 @@ class Planned:
                 continue
             lead_s = max((o.offer.startup_s for o in there), default=seen.profile.load_s) + seen.demand.bin_s
             now, later = (self.plan.calendar.at(t) for t in (at_s, at_s + lead_s))
+            counts = p.replicas if self.plan.has_residency else tuple(math.floor(n + 1e-6) for n in p.sure)
             pools.append(
                 _Pool(
-                    p.place, tuple(there), tuple(mine), p.replicas[now], p.replicas[later], p.most,
-                    p.sure[now], p.sure[later],
+                    p.place, tuple(there), tuple(mine), counts[now], counts[later], p.most, p.sure[now], p.sure[later]
                 )
             )  # fmt: skip
         for key in asked_s:
@@ -98,7 +97,7 @@ class Planned:
 
 @dataclass(slots=True)
 class _Pool:
-    """`replicas`: those that last, those to keep first. `sure_now`, `sure_later`: of the floor, what the plan counts on."""
+    """`replicas`: those that last, those to keep first. `sure_now`, `sure_later`: what the plan counts on."""
 
     place: str
     offers: tuple[OfferSeen, ...]

@@ -62,10 +62,11 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
     asked = _read_demand(document, folder, clock, places)
     buckets = _buckets(document, asked.sizes, asked.rates)
     replicas, left_out = read_replicas(document, sites.machines, folder)
-    fits = fits_of(replicas, buckets, {s.name: s for s in services})
+    network, known = read_network(document, places, exchange), {s.name: s for s in services}
+    fits = fits_of(replicas, buckets, known, network)
     buckets, late = allow_late(buckets, fits, sites.offers, apis, services, asked.residency.groups)
     if late:
-        fits = fits_of(replicas, buckets, {s.name: s for s in services})
+        fits = fits_of(replicas, buckets, known, network)
     sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
     work = work_of(fits, sizes[:, 0], sizes[:, 1])
     margin = read_margin(document.safety, asked.bucketed, work, clock.periods, document.demand.scale)
@@ -79,7 +80,7 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
         asked.residency.groups,
         buckets,
         apis,
-        read_network(document, places, exchange),
+        network,
         _rules(document.rules, margin, exchange),
         read_scenarios(document.safety, asked.bucketed, work, clock.periods),
         sites.committed,

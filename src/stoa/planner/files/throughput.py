@@ -14,7 +14,7 @@ from stoa.planner import accelerators
 from stoa.planner.accelerators import Accelerator
 from stoa.planner.files import document as doc
 from stoa.planner.files import units
-from stoa.planner.problem import Bucket, Fit, MachineType, Service, Source
+from stoa.planner.problem import Bucket, Fit, MachineType, Network, Service, Source
 from stoa.planner.profiles import (
     Fitted,
     Limits,
@@ -199,15 +199,21 @@ def _adapters_gib(pair: _Pair, profile: Profile) -> float:
 
 
 def fits_of(
-    replicas: Sequence[Replica], buckets: Sequence[Bucket], services: Mapping[str, Service]
+    replicas: Sequence[Replica],
+    buckets: Sequence[Bucket],
+    services: Mapping[str, Service],
+    network: Network = Network(),  # noqa: B008  (frozen)
 ) -> tuple[Fit, ...]:
     """Loads of every bucket on every replica, infinite where its service's targets cannot be kept, or another model is
     wanted. A replica serves several services at the pace of one whose targets are the strictest among them: only then
-    may loads be added. So there is a fit for each pace that a model is asked for."""
+    may loads be added. So there is a fit for each pace that a model is asked for. First tokens leave the replica so
+    early that the longest way of the network is in time, if that leaves half of the target."""
     if not replicas or not buckets:
         return ()
     return tuple(
-        _fit(r, pace, buckets, services) for r in replicas for pace in _paces(r.model, services.values())
+        _fit(r, pace, buckets, services, max(network.latency_s.values(), default=0.0))
+        for r in replicas
+        for pace in _paces(r.model, services.values())
     )
 
 
@@ -217,11 +223,14 @@ def _paces(model: str, services: Iterable[Service]) -> tuple[Service, ...]:
     return tuple({(s.ttft_s, s.tpot_s): s for s in reversed(asking)}.values())[::-1]
 
 
-def _fit(r: Replica, pace: Service, buckets: Sequence[Bucket], services: Mapping[str, Service]) -> Fit:
+def _fit(
+    r: Replica, pace: Service, buckets: Sequence[Bucket], services: Mapping[str, Service], away_s: float
+) -> Fit:
     asked = [services[b.service] for b in buckets]
     may = [r.model in s.models and pace.ttft_s <= s.ttft_s and pace.tpot_s <= s.tpot_s for s in asked]
     prompt, output = [b.prompt_tokens for b in buckets], [b.output_tokens for b in buckets]
-    first_s = [math.inf if b.late else pace.ttft_s for b in buckets]
+    in_time_s = pace.ttft_s - min(away_s, pace.ttft_s / 2)
+    first_s = [math.inf if b.late else in_time_s for b in buckets]
     load, first = loads_of([r.profile], prompt, output, first_s, [pace.tpot_s] * len(may))
     loads = tuple(value if ok else math.inf for value, ok in zip(load[0].tolist(), may, strict=True))
     only = len(_paces(r.model, services.values())) == 1

@@ -40,11 +40,10 @@ WINDOW_S = 120.0  # bursts of work that quantiles are of: a startup time
 @dataclass(frozen=True)
 class Making:
     """How a plan is made of a day. `quantile` of an hour's work in windows is what it is bought for; None: the mean.
-    `survive`: all spot machines of any one zone may be lost. `pinned`: machines on demand are a floor at their place too."""
+    `survive`: all spot machines of any one zone may be lost."""
 
     quantile: float | None = None
     survive: bool = False
-    pinned: bool = True
 
 
 def problem_of(

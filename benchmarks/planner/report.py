@@ -71,6 +71,39 @@ def solve(report: dict[str, Any]) -> str:
     return table(heads, rows)
 
 
+ROBUST = {
+    "ours": "**ours**: the plan as a floor, the autoscaler on top", "ours-reserved": "ours, reserved machines offered",
+    "ours-on-demand": "ours, on demand alone", "no-plan": "the autoscaler without a plan",
+    "spothedge-hpa": "SpotHedge with HPA", "spothedge-deadline": "SpotHedge, engines by deadline",
+    "spothedge-hpa-deadline": "SpotHedge with HPA, engines by deadline",
+    "melange": "Mélange for the peak + HPA", "melange-hourly": "Mélange by the hour + HPA",
+    "melange-deadline": "Mélange for the peak + HPA, engines by deadline",
+    "melange-hourly-deadline": "Mélange by the hour + HPA, engines by deadline",
+    "hindsight-60min": "the program in hindsight, by the hour", "hindsight-60min-reserved": "the same, reserved offered",
+    "hindsight-15min": "the program in hindsight, by quarters", "hindsight-15min-reserved": "the same, reserved offered",
+}  # fmt: skip
+
+
+def robust(report: dict[str, Any]) -> str:
+    rows = [
+        (
+            ROBUST[name], f"{row['cost_usd']:.0f}", percent(row["attainment"], 2),
+            percent(row["attainment_least"], 2),
+        )
+        for name, row in report["mean"].items()
+    ]  # fmt: skip
+    ratios = [
+        (
+            ROBUST[r["best"]], f"{r['ratio']:.2f}", f"{min(r['by_seed']):.2f} to {max(r['by_seed']):.2f}",
+            f"{r['at_least']:g} / {r['aim']:g}",
+        )
+        for r in report["ratios"].values()
+    ]  # fmt: skip
+    heads = ("policy", "cost of the day, USD", "first tokens in time", "least of the seeds")
+    compared = ("cost of ours / best that keeps the target", "", "by seed", "floor / aim")
+    return f"{table(heads, rows)}\n{table(compared, ratios)}"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     return "" if share is None else f"{100 * share:.{digits}f} %"
 
@@ -79,6 +112,7 @@ BLOCKS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "melange": (melange, "planner-melange"),
     "baselines": (baselines, "planner-baselines"),
     "solve": (solve, "planner-solve"),
+    "robust": (robust, "planner-robust"),
 }
 
 

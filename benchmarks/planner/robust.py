@@ -39,7 +39,7 @@ from stoa.simulator.traces import join
 SURGE = 1.5
 HEDGES = ("spothedge-hpa", "spothedge-deadline", "spothedge-hpa-deadline")
 BURSTS = ("hpa", "hpa-deadline")
-MAKINGS = tuple(Making(q, s, p) for q in (None, 0.9, 0.99) for s in (False, True) for p in (True, False))
+MAKINGS = tuple(Making(quantile, survive) for quantile in (None, 0.9, 0.99) for survive in (False, True))
 Log = Callable[[str], None]
 
 
@@ -115,13 +115,17 @@ def tuned_making(world: World, log: Log) -> dict[str, Any]:
     return asdict(min(tried, key=lambda m: rank(tried[m])))
 
 
-def tuned_rivals(world: World, before: dict[str, Any], runs: int, log: Log) -> dict[str, Any]:
-    """From what was found for the forecast's rate, bounds 1.5 times as high."""
+def tuned_rivals(
+    world: World, before: dict[str, Any], chosen: dict[str, Any], runs: int, log: Log
+) -> dict[str, Any]:
+    """From what was found for the forecast's rate, bounds 1.5 times as high; those that are not chosen yet."""
     days, high = tuning_day(world, 0), SURGE * world.factor
     known = candidates(high)
-    chosen: dict[str, Any] = {}
+    chosen = dict(chosen)
 
     def search(name: str, scaler: str, made: Callable[[dict[str, Any]], Policy], without: str = "") -> None:
+        if name in chosen:
+            return
         start = {k: v for k, v in _raised(before[scaler]).items() if k != without}
         grid = {k: v for k, v in known[scaler].grid.items() if k != without}
         tried = lambda p: rank(_logged(log, f"{name} {p}", made(p), days))  # noqa: E731
@@ -239,17 +243,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--factor", type=float, default=20.0)
     parser.add_argument("--per-zone", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=12, help="to tune each rival with; ours has as many")
-    parser.add_argument("--tries", type=int, default=14, help="to sharpen margins in hindsight with")
+    parser.add_argument("--tries", type=int, default=12, help="to sharpen margins in hindsight with")
     parser.add_argument("--before", type=Path, default=Path("docs/results/elasticity.json"))
     parser.add_argument("--params", type=Path, help="a result whose tuned parameters are taken")
     args = parser.parse_args()
     world = World(args.data, args.spot, factor=args.factor, per_zone=args.per_zone)
     log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     chosen = json.loads(args.params.read_text())["params"] if args.params else {}
-    if not set(HEDGES) <= set(chosen):
-        chosen |= tuned_rivals(world, json.loads(args.before.read_text())["params"], args.runs, log)
+    chosen = tuned_rivals(world, json.loads(args.before.read_text())["params"], chosen, args.runs, log)
     if "ours" not in chosen:
         chosen["ours"] = tuned_making(world, log)
     if args.out:

@@ -75,19 +75,17 @@ def ours(
     committed = sum(plan.reserved.values())
     if committed:
         there.append(Zone(CONTRACT, 0.0, startup_s=zones[0].startup_s, on_demand_capacity=committed))
-    model = ModelPlan.of(_followed(fleet_plan(plan, problem), making, committed), MODEL)
+    model = ModelPlan.of(_followed(fleet_plan(plan, problem), committed), MODEL)
     return Policy(Planned(model), there, fixed_usd=committed * RESERVED * HOURLY)
 
 
-def _followed(file: FleetPlan, making: Making, committed: int) -> FleetPlan:
+def _followed(file: FleetPlan, committed: int) -> FleetPlan:
     """As applied, but that all machines that are committed to run: they are paid."""
     section, targets = file.models[MODEL], []
     for t in section.targets:
         counts = t.replicas
         if t.market == "reserved":
             counts = (committed,) * len(counts)
-        elif t.market == "on_demand" and not making.pinned:
-            counts = (0,) * len(counts)
         targets.append(structs.replace(t, replicas=counts))
     return structs.replace(file, models={MODEL: structs.replace(section, targets=tuple(targets))})
 

@@ -100,6 +100,14 @@ def test_facts_and_proof_are_json(folder: Path) -> None:
     assert abs(facts["proof"]["cost_error"]) < 0.05
 
 
+def test_margins_are_learned_from_a_trace(folder: Path) -> None:
+    """Tuned on the day it was made from, the plan keeps its promise there."""
+    trace = str(folder / "trace.csv")
+    found = run(folder, "--tune", trace, "--tune-until", "1d", "--verify", trace, "--until", "1d")
+    assert found.exit_code == 0, found.output
+    assert "kept" in found.stdout
+
+
 def test_a_plan_that_does_not_hold_ends_with_1(folder: Path, tmp_path: Path) -> None:
     """A trace with three times the demand shows that the plan is too small."""
     lines = (folder / "trace.csv").read_text().splitlines()

@@ -41,6 +41,17 @@ def test_machine_counts_become_targets() -> None:
     }
 
 
+def test_targets_say_how_much_of_them_is_counted_on() -> None:
+    """The availability that the plan reckoned with."""
+    problem = hybrid.problem()
+    offers = tuple(replace(o, availability=0.75) if o.purchase == "spot" else o for o in problem.offers)
+    rare = replace(problem, offers=offers)
+    targets = applied(rare, hybrid.plan(problem)).models[MODEL].targets
+    assert {t.market: t.availability for t in targets} == {
+        "owned": 1.0, "on_demand": 1.0, "spot": 0.75, "reserved": 1.0,
+    }  # fmt: skip
+
+
 def test_routes_become_weights_and_overflow() -> None:
     """Weights as forecast, by group; an API gets at most what any world sends there. Who must stay is in no rule."""
     section = applied().models[MODEL]

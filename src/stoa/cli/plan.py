@@ -20,9 +20,11 @@ def plan(
     time_limit_s: Annotated[float, typer.Option(min=1.0, help="for the search")] = 60.0,
     quick: Annotated[bool, typer.Option("--quick", help="a good plan at once, without a search")] = False,
     tune: Annotated[
-        bool,
-        typer.Option("--tune", help="find the margins by trying plans on the trace that the demand is from"),
-    ] = False,
+        Path | None,
+        typer.Option(help="find the margins by trying plans on this trace, which is not the one of --verify"),
+    ] = None,
+    tune_from: Annotated[str | None, typer.Option(help="of that trace, such as 0d")] = None,
+    tune_until: Annotated[str | None, typer.Option(help="of that trace, such as 1d")] = None,
     verify: Annotated[
         Path | None,
         typer.Option(help="a trace to try the plan on: CSV, JSON lines or Parquet, or exported usage"),
@@ -62,9 +64,10 @@ def plan(
     from stoa.cli.planning import Job
 
     job = Job(
-        document=document, gap=gap, time_limit_s=time_limit_s, quick=quick, tune=tune, verify=verify, begin=begin,
-        until=until, spot=spot or (), startup_s=startup_s, seed=seed, old=old, least_saving=least_saving, out=out,
-        chart=chart, apply=apply, export=export, to=to, usage=usage, home=home, db=db, as_json=as_json,
+        document=document, gap=gap, time_limit_s=time_limit_s, quick=quick, tune=tune, tune_from=tune_from,
+        tune_until=tune_until, verify=verify, begin=begin, until=until, spot=spot or (), startup_s=startup_s, seed=seed,
+        old=old, least_saving=least_saving, out=out, chart=chart, apply=apply, export=export, to=to, usage=usage, home=home,
+        db=db, as_json=as_json,
     )  # fmt: skip
     if every is not None:
         job.again(every)

@@ -37,7 +37,9 @@ class Job:
     gap: float
     time_limit_s: float
     quick: bool
-    tune: bool
+    tune: Path | None
+    tune_from: str | None
+    tune_until: str | None
     verify: Path | None
     begin: str | None
     until: str | None
@@ -96,7 +98,9 @@ class Job:
 
         try:
             problem, found = (
-                self._tuned(inputs) if self.tune else (inputs.problem, self._solve(inputs.problem))
+                self._tuned(inputs)
+                if self.tune is not None
+                else (inputs.problem, self._solve(inputs.problem))
             )
             return self._damped(problem, found)
         except (NoPlan, Unservable) as error:
@@ -112,12 +116,14 @@ class Job:
         from stoa.planner.files.replay import read_replay
         from stoa.planner.prove import tune
 
-        if inputs.trace is None:
-            raise ConfigError("--tune needs demand from a trace or from usage", param="demand")
-        span = inputs.demand
-        assert span is not None
+        assert self.tune is not None
         replay = read_replay(
-            self.document, inputs.trace, inputs.problem, begin=f"{span.begin_s} s", until=f"{span.end_s} s"
+            self.document,
+            self.tune,
+            inputs.problem,
+            begin=self.tune_from,
+            until=self.tune_until,
+            seed=self.seed,
         )
         problem, found, _ = tune(
             inputs.problem, replay, self._solve, spot=self._spot(), startup_s=self.startup_s, seed=self.seed,

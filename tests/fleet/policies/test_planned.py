@@ -141,6 +141,41 @@ def test_spot_machines_that_vanish_are_replaced() -> None:
     assert there(world) == {("local", "on_demand"): 2, ("a", "spot"): 2, ("b", "spot"): 1}
 
 
+def often_away(**parts: Any) -> ModelPlan:
+    """Two spot machines of each zone, there seven tenths of the time."""
+    places = [{"name": "a"}, {"name": "b"}, {"name": "office", "zones": ["local"]}]
+    targets = [target(zone, "spot", [2], 4) | {"availability": 0.7} for zone in "ab"]
+    return model_plan({"targets": [*targets, target("a", "on_demand", [0], 4)]}, places=places, **parts)
+
+
+def test_no_more_stand_than_the_plan_counts_on() -> None:
+    """Of 4 spot machines it counts on 2.8: so 3 are there, one at each place at least, and none on demand."""
+    world = World(list(OFFERS))
+    run(world, often_away(), 60, begins_s=0)
+    found = there(world)
+    assert (sum(found.values()), found["a", "spot"] >= 1, found["b", "spot"] >= 1) == (3, True, True)
+    assert ("a", "on_demand") not in found
+
+
+def test_only_what_was_counted_on_is_replaced() -> None:
+    """With one zone gone the other gives what it can, and with both gone machines on demand stand in, for 3 and not for 4."""
+    world, plan = World(list(OFFERS)), often_away()
+    memory = run(world, plan, 60, begins_s=0)
+    world.lose("a")
+    memory = run(world, plan, 60, begins_s=0, memory=memory)
+    assert there(world) == {("b", "spot"): 3}
+    world.lose("b")
+    run(world, plan, 60, begins_s=0, memory=memory)
+    assert there(world) == {("a", "on_demand"): 3}
+
+
+def test_with_residency_all_that_was_asked_for_stands_at_its_place() -> None:
+    """Replicas elsewhere would be of no use to those who may not be served there."""
+    world = World(list(OFFERS))
+    run(world, often_away(groups=GUARDED), 60, begins_s=0)
+    assert there(world) == {("a", "spot"): 2, ("b", "spot"): 2}
+
+
 def test_a_restricted_group_has_a_replica_while_it_asks() -> None:
     """Within its places, and for a while after; not where it may not be served."""
     targets = [target("office", "owned", [0], 2), target("cloud", "spot", [1], 4)]

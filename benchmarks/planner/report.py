@@ -48,7 +48,8 @@ def baselines(report: dict[str, Any]) -> str:
         "against", "problems", "ours is lower", "equal", "higher", "by at most", "ours / it, median", "mean",
         "it has no plan",
     )  # fmt: skip
-    return f"{table(heads, rows)}\nAll were planned to a gap of {percent(report['gap'])}; by so much ours may be higher."
+    effort = f"{percent(report['gap'])}, in {report['time_limit_s']:g} s at most"
+    return f"{table(heads, rows)}\nAll were planned to a gap of {effort}: by that gap ours may be higher."
 
 
 def solve(report: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ python examples/plan/inputs.py [--data ../shared/data]
 
 The data is not part of this project; README.md says where each file of it is from. Demand is the first day of a ServeGen
 trace, by period, size and project. Projects that no rule, service or origin names are one. Printed are the margins that
-the same day asks for (docs/planner-input.md: `safety`): they stand in the plan.toml.
+the same day asks for (docs/planner-input.md, `safety.within`): they stand in the plan.toml.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -31,6 +32,8 @@ from stoa.planner.files.demand import Kind, Who, bucketed
 from stoa.planner.files.document import Document
 from stoa.planner.prices import MachinePrice
 from stoa.planner.prices.rows import read_rows
+from stoa.planner.profiles.steps import Step, typical
+from stoa.planner.profiles.table import OWN, SPLITWISE
 
 HERE = Path(__file__).parent
 DAY_S = 86_400.0
@@ -71,29 +74,23 @@ def main() -> None:
     data = parser.parse_args().data
     for example in EXAMPLES:
         write_all(example, data, HERE / example.name)
+        found = margins(HERE / example.name / "plan.toml", data / example.trace)
+        print(f"{example.name}: margin = {json.dumps(found)}")
 
 
 def write_all(example: Example, data: Path, folder: Path) -> None:
+    """Beside the plan.toml of the folder."""
     document = read_document(folder / "plan.toml")
     for name, source in example.catalogs.items():
         write(folder / name, CATALOG, catalog(document, name, data, source))
     if example.hosted:
         every = json.loads((data / HOSTED).read_text())
-        (folder / "hosted.json").write_text(
-            json.dumps({n: every[n] for n in example.hosted}, indent=1) + "\n"
-        )
+        chosen = {name: every[name] for name in example.hosted}
+        (folder / "hosted.json").write_text(json.dumps(chosen, indent=1) + "\n")
     if example.times:
-        write(
-            folder / "times.csv",
-            ("machine", "model", "kind", "rows", "context_tokens", "seconds"),
-            times(data),
-        )
-    write(
-        folder / "demand.csv",
-        ("project", "period", "prompt_tokens", "output_tokens", "requests_per_s"),
-        demand(document, data / example.trace),
-    )
-    print(f"{example.name}: margin = {json.dumps(margins(folder / 'plan.toml', data / example.trace))}")
+        write(folder / "times.csv", OWN, times(data))
+    header = ("project", "period", "prompt_tokens", "output_tokens", "requests_per_s")
+    write(folder / "demand.csv", header, demand(document, data / example.trace))
 
 
 def write(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
@@ -112,10 +109,8 @@ def catalog(document: Document, name: str, data: Path, source: str) -> Iterator[
     found = prices.read_machines(data / source, spot_advisor=advisor, region=place.region)
     for machine in place.machine:
         p = prices.machine_at(found, machine.type, place.region)
-        yield (
-            p.machine, p.vcpus, p.memory_gib, p.accelerator, p.accelerators, gpu_info(p), p.region, "", rounded(p.on_demand_usd),
-            rounded(p.spot_usd),
-        )  # fmt: skip
+        usd = (rounded(p.on_demand_usd), rounded(p.spot_usd))
+        yield p.machine, p.vcpus, p.memory_gib, p.accelerator, p.accelerators, gpu_info(p), p.region, "", *usd
 
 
 def rounded(usd: float | None) -> str:
@@ -133,19 +128,30 @@ def gpu_info(p: MachinePrice) -> str:
 
 
 def times(data: Path) -> Iterator[Sequence[Any]]:
-    """Splitwise's table of Llama 2 70B, a prefill and a decode step a line."""
+    """Splitwise's table of Llama 2 70B: a step a line, the median of its repetitions."""
     names = {"a100-80gb": "A100-80GB", "h100-80gb": "H100"}
-    for row in read_rows(data / TIMES, ("model", "hardware", "tensor_parallel")):
-        if row.text("model") != "llama2-70b" or row.text("hardware") not in names:
-            continue
-        machine = f"{row.text('tensor_parallel')} x {names[row.text('hardware')]}"
-        batch, prompt, tokens, first_ms, next_ms = (
-            float(row.text(c))
-            for c in ("batch_size", "prompt_size", "token_size", "prompt_time", "token_time")
-        )
-        context = batch * (prompt + tokens / 2)
-        yield machine, "llama-2-70b", "prefill", f"{batch * prompt:g}", "", f"{first_ms / 1e3:.5f}"
-        yield machine, "llama-2-70b", "decode", f"{batch:g}", f"{context:g}", f"{next_ms / 1e3:.5f}"
+    steps: dict[str, list[Step]] = {}
+    for row in read_rows(data / TIMES, SPLITWISE):
+        if row.text("model") == "llama2-70b" and row.text("hardware") in names:
+            machine = f"{row.text('tensor_parallel')} x {names[row.text('hardware')]}"
+            batch, prompt, tokens = (float(row.text(c)) for c in ("batch_size", "prompt_size", "token_size"))
+            first_s, next_s = (float(row.text(c)) / 1e3 for c in ("prompt_time", "token_time"))
+            each = steps.setdefault(machine, [])
+            each += (
+                Step(batch * prompt, 0, 0, first_s),
+                Step(0, batch, batch * (prompt + tokens / 2), next_s),
+            )
+    for machine, found in steps.items():
+        for s in typical(found):
+            kind, context = ("prefill", "") if s.prompt_rows else ("decode", f"{s.context_tokens:g}")
+            yield (
+                machine,
+                "llama-2-70b",
+                kind,
+                f"{s.prompt_rows + s.decode_rows:g}",
+                context,
+                f"{s.seconds:.5f}",
+            )
 
 
 # -- demand
@@ -174,8 +180,6 @@ def demand(document: Document, trace: Path) -> Iterator[Sequence[Any]]:
 
 def margins(path: Path, trace: Path) -> dict[str, float]:
     """By period, of the same demand straight from the trace."""
-    import tomllib
-
     document = tomllib.loads(path.read_text())
     document["safety"].pop("margin")
     del document["demand"]["table"]

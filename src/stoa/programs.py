@@ -26,6 +26,12 @@ class NoOptimum(StoaError):
     code = "no_optimum"
 
 
+class TimedOut(NoOptimum):
+    """The time was over before anything could be said."""
+
+    code = "timed_out"
+
+
 # interior point is the fastest on wide programs, but does not always end
 METHODS = (("ipm", "off"), ("ipm", "on"), ("simplex", "on"))
 
@@ -153,8 +159,14 @@ class Program:
         x = np.asarray(found.col_value, np.float64)
         timed = status == highspy.HighsModelStatus.kTimeLimit and integer is not None
         if status != highspy.HighsModelStatus.kOptimal and not timed:
-            raise NoOptimum(f"the solver ended with: {solver.modelStatusToString(status)}")
+            over = status == highspy.HighsModelStatus.kTimeLimit
+            raise (TimedOut if over else NoOptimum)(
+                f"the solver ended with: {solver.modelStatusToString(status)}"
+            )
         cost = float(info.objective_function_value) if found.value_valid else np.inf
+        if start is not None and cost < np.inf and abs(self.costs() @ x - cost) > 1e-6 * max(1.0, abs(cost)):
+            # some solvers misread a start that their presolve has shortened
+            return self.solve(integer=integer, gap=gap, time_limit_s=time_limit_s, methods=methods)
         if integer is not None:
             bound = float(info.mip_dual_bound)
             return Solution(cost, x, bound if np.isfinite(bound) else -np.inf, np.empty(0), np.empty(0))

@@ -251,6 +251,14 @@ def _names(problem: Problem) -> None:
                 f"there is {', '.join(sorted(models)) or 'none'}",
                 param="services",
             )
+    reserved = {(o.place, o.machine): o.limit for o in problem.offers if o.purchase == "reserved"}
+    for (place, machine), count in problem.committed.items():
+        most = reserved.get((place, machine), 0)
+        if most is not None and count > most:
+            raise ConfigError(
+                f"{count} {machine} at {place} are committed to, and {most} are offered reserved",
+                param="committed",
+            )
     for bucket in problem.buckets:
         _known("service", bucket.service, services, f"demand ({bucket.name})")
         _known("group", bucket.group, groups, f"demand ({bucket.name})")

@@ -158,7 +158,7 @@ def test_no_more_stand_than_the_plan_counts_on() -> None:
 
 
 def test_only_what_was_counted_on_is_replaced() -> None:
-    """With one zone gone the other gives what it can, and with both gone machines on demand stand in, for 3 and not for 4."""
+    """With one zone gone the other gives what it can; with both gone machines on demand stand in, for 3 and not 4."""
     world, plan = World(list(OFFERS)), often_away()
     memory = run(world, plan, 60, begins_s=0)
     world.lose("a")

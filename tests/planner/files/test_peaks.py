@@ -24,7 +24,8 @@ def test_steady_work_needs_no_margin() -> None:
     """Whatever a request is worth, and however it is scaled up."""
     steady = buckets(arrivals([60.0 * i for i in range(1440)]), DAY_S)
     assert margins(steady, np.array([3.0]), 0.95, 60).tolist() == [1.0] * 24
-    assert margins(steady, ONE, 0.95, 60, scale=5.0)[3] == pytest.approx(1.0)
+    every_s = buckets(arrivals([float(i) for i in range(86_400)]), DAY_S)
+    assert margins(every_s, ONE, 0.95, 60, scale=5.0)[3] == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_margin_is_a_quantile_over_requests() -> None:
@@ -51,7 +52,7 @@ def test_bursts_are_flatter_where_a_trace_is_scaled_up() -> None:
     found = buckets(arrivals([600.0 * i + 1e-3 * j for i in range(6) for j in range(100)]), HOUR_S, "flat")
     assert margins(found, ONE, 0.9, 10) == pytest.approx(60.0)
     by_ten = margins(found, ONE, 0.95, 10, scale=10.0)
-    assert by_ten == pytest.approx(60 * (0.1 + 0.9 * 10 / SPREAD_S), rel=1e-2)
+    assert by_ten == pytest.approx(60 * (0.1 + 0.9 * 10 / SPREAD_S), rel=0.1)
 
 
 def test_thinning_makes_demand_more_uneven() -> None:

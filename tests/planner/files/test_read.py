@@ -175,7 +175,7 @@ def test_a_few_requests_may_be_late(folder: Path) -> None:
     found = read_inputs(write(folder, content))
     (late,) = [b for b in found.problem.buckets if b.late]
     assert (late.group, late.prompt_tokens) == ("home", 9000)
-    assert any("0.07% of chat cannot be answered in time" in note for note in found.notes)
+    assert any("0.069 % of chat cannot be answered in time" in note for note in found.notes)
     box = next(f for f in found.problem.fits if f.machine == "box")
     assert box.load_s[found.problem.buckets.index(late)] < math.inf
     strict = content | {"service": [{"name": "chat", "models": ["m"], "ttft": "2 s", "attainment": 0.999}]}

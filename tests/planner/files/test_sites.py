@@ -44,8 +44,8 @@ def test_machines_are_bought_in_every_way_that_has_a_price(folder: Path) -> None
     ]  # fmt: skip
     assert found.places[0].labels == {"cloud", "eu"}
     assert [offer.why for offer in found.offers if offer.machine == "small"] == [
-        "prices.csv: the cheapest of 2 zones", "prices.csv: the cheapest of 2 zones",
-        "40 % off the on-demand price, prices.csv: the cheapest of 2 zones",
+        "the price list prices.csv, the cheapest of 2 zones", "the price list prices.csv, the cheapest of 2 zones",
+        "40 % off the price by the hour (the price list prices.csv, the cheapest of 2 zones)",
     ]  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_the_documents_word_goes_before_the_price_lists(folder: Path) -> None:
     assert list(prices(found).values()) == [2.0, 0.3, 1.0]
     assert [offer.limit for offer in found.offers] == [None, 3, None]
     assert found.committed == {("ireland", "small"): 2}
-    assert [offer.why for offer in found.offers] == ["as stated", "prices.csv", "as stated"]
+    assert [offer.why for offer in found.offers] == ["as stated", "the price list prices.csv", "as stated"]
     every = sites(folder, cloud([{"type": "small", "limit": 7}]))
     assert [offer.limit for offer in every.offers] == [7, 7]
 

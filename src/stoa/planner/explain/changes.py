@@ -131,7 +131,9 @@ def _refitted(problem: Problem) -> Problem:
             fit.machine, fit.model, fit.profile, fit.source, fit.why, fit.adapters_gib
         )
     services = {s.name: s for s in problem.services}
-    return replace(problem, fits=fits_of(tuple(replicas.values()), problem.buckets, services, problem.network))
+    return replace(
+        problem, fits=fits_of(tuple(replicas.values()), problem.buckets, services, problem.network)
+    )
 
 
 def rounded_up(value: float, digits: int = 3) -> float:

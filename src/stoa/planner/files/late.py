@@ -36,9 +36,10 @@ def allow_late(
         for k in hopeless:
             found[k] = replace(buckets[k], late=True)
         longest = max(buckets[k].prompt_tokens for k in hopeless)
+        percent = 100 * late / total if total else 0.0
         notes.append(
-            f"{late / total if total else 0:.2%} of {service.name} cannot be answered in time by anything that may (prompts "
-            f"of up to {longest:.0f} tokens); they are served late, which its {service.attainment:.1%} allow"
+            f"{percent:.2g} % of {service.name} cannot be answered in time by anything that may (prompts of up to "
+            f"{longest:.0f} tokens); they are served late, which its {100 * service.attainment:g} % allow"
         )
     return tuple(found), tuple(notes)
 

@@ -145,7 +145,7 @@ def _filed(listed: Listed, way: Way) -> str:
     """Which file says so, and how the price came about if it is not in it as such."""
     price = listed.price
     note = "" if price is None else (price.spot_note if way == "spot" else "") or price.note
-    return f"{listed.place.prices}: {note}" if note else str(listed.place.prices)
+    return f"the price list {listed.place.prices}" + (f", {note}" if note else "")
 
 
 def _above_zero(listed: Listed, way: str, usd: float) -> float:
@@ -167,7 +167,7 @@ def _reserved(listed: Listed, value: Quantity, found: Mapping[Way, _Price], exch
     if not percent < 100:
         raise ConfigError(f"{at} is {value!r}; accepted: less than 100 % off", param=at)
     usd, why = found["on_demand"]
-    return _Price(usd * (1 - percent / 100), f"{percent:g} % off the on-demand price, {why}")
+    return _Price(usd * (1 - percent / 100), f"{percent:g} % off the price by the hour ({why})")
 
 
 def _availability(listed: Listed, folder: Path, notes: list[str]) -> float:

@@ -10,9 +10,8 @@ from stoa.planner.files.demand import Bucketed
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
-SPREAD_S = (
-    60.0  # where a trace is scaled up, copies of a request come up to so much later (`simulator.scale_rate`)
-)
+SPREAD_S = 60.0  # of copies, where a trace is scaled up: as `simulator.scale_rate` has it
+_COPIES = 64  # more make demand no more even
 
 
 def margins(
@@ -31,13 +30,9 @@ def margins(
 
     Requests count, not windows: it is requests that were promised something, and most of them come when many do."""
     count = max(1, int((demand.end_s - demand.begin_s) // window_s))
-    edges = np.arange(count + 1, dtype=np.float64) * window_s
-    at_s, each = demand.at_s - demand.begin_s, work[demand.bucket]
-    if scale < 1:
-        kept = np.random.default_rng(0).random(len(at_s)) < scale
-        at_s, each = at_s[kept], each[kept]
-    came, requests = (_by_window(at_s, what, edges, scale) for what in (each, np.ones(len(at_s))))
-    period, day = _periods_of(demand, demand.begin_s + edges[:-1] + window_s / 2)
+    came, requests = _by_window(demand, work, window_s, count, scale)
+    middles = demand.begin_s + (np.arange(count, dtype=np.float64) + 0.5) * window_s
+    period, day = _periods_of(demand, middles)
     group = (
         period if not by_day else np.unique(np.stack([period, day]), axis=1, return_inverse=True)[1].ravel()
     )
@@ -55,21 +50,24 @@ def _periods_of(demand: Bucketed, moments: Floats) -> tuple[Numbers, Numbers]:
     return demand.quarters.period[part].astype(np.int64), demand.quarters.day[part].astype(np.int64)
 
 
-def _by_window(at_s: Floats, each: Floats, edges: Floats, scale: float) -> Floats:
-    """What comes between the edges, of each request's own copy at its time, and of the others spread over `SPREAD_S`."""
-    own = np.diff(np.concatenate([[0.0], np.cumsum(each)])[np.searchsorted(at_s, edges)])
-    if scale <= 1:
-        return own
-    before, moment = (np.concatenate([[0.0], np.cumsum(v)]) for v in (each, each * at_s))
-
-    def ramp(x: Floats) -> Floats:
-        """Sum over earlier requests of what they bring, times the seconds since."""
-        i = np.searchsorted(at_s, x)
-        risen: Floats = x * before[i] - moment[i]
-        return risen
-
-    spread = np.diff((ramp(edges) - ramp(edges - SPREAD_S)) / SPREAD_S)
-    return own / scale + np.maximum(0.0, spread) * (1 - 1 / scale)
+def _by_window(
+    demand: Bucketed, work: Floats, window_s: float, count: int, scale: float
+) -> tuple[Floats, Floats]:
+    """Work and requests in each window. Scaled up, each request comes so many times, first at its own time; scaled down,
+    some do not come."""
+    rng = np.random.default_rng(0)
+    at_s, each = demand.at_s - demand.begin_s, work[demand.bucket]
+    came, requests, left = np.zeros(count), np.zeros(count), min(scale, _COPIES)
+    while left > 0:
+        is_first = left == min(scale, _COPIES)
+        moment_s = at_s if is_first else at_s + rng.random(len(at_s)) * SPREAD_S
+        comes = rng.random(len(at_s)) < left
+        window = (moment_s[comes] // window_s).astype(np.int64)
+        inside = window < count
+        came += np.bincount(window[inside], each[comes][inside], count)
+        requests += np.bincount(window[inside], minlength=count)
+        left -= 1
+    return came, requests
 
 
 def _quantile(values: Floats, weights: Floats, quantile: float) -> float:

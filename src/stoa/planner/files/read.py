@@ -69,7 +69,7 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
         fits = fits_of(replicas, buckets, known, network)
     sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
     work = work_of(fits, sizes[:, 0], sizes[:, 1])
-    margin = read_margin(document.safety, asked.bucketed, work, clock.periods, document.demand.scale)
+    margin = read_margin(document, asked.bucketed, work, clock.periods, buckets, services)
     problem = Problem(
         clock.periods,
         places,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 from stoa.errors import ConfigError
 from stoa.planner.files import document as doc
 from stoa.planner.files import units
+from stoa.planner.files.clock import offset_of
 from stoa.planner.files.demand import Bucketed
 from stoa.planner.files.peaks import day_factors, margins
-from stoa.planner.problem import Fit, Period, Scenario
+from stoa.planner.problem import Bucket, Fit, Period, Scenario, Service
 
 Floats = NDArray[np.float64]
+_LONGEST_S = 900.0
+_LEAST_SHARE = 0.05  # of a period's work: a service with less does not decide how much more is bought for all
 
 
 def work_of(fits: Sequence[Fit], prompt_tokens: Floats, output_tokens: Floats) -> Floats:
@@ -31,23 +35,44 @@ def work_of(fits: Sequence[Fit], prompt_tokens: Floats, output_tokens: Floats) -
 
 
 def read_margin(
-    safety: doc.Safety, demand: Bucketed | None, work: Floats, periods: Sequence[Period], scale: float
+    document: doc.Document,
+    demand: Bucketed | None,
+    work: Floats,
+    periods: Sequence[Period],
+    buckets: Sequence[Bucket],
+    services: Sequence[Service],
 ) -> tuple[float, ...]:
-    """By period; 1 for demand that is a table and says nothing of what is within its periods. `scale`: of the demand."""
+    """By period; 1 for demand that is a table and says nothing of what is within its periods."""
+    safety = document.safety
     if isinstance(safety.margin, dict):
         _check_names(safety.margin, periods, "safety.margin")
         return tuple(safety.margin.get(p.name, 1.0) for p in periods)
     if safety.margin is not None:
         return (safety.margin,) * len(periods)
     window_s = units.seconds(safety.window, "safety.window")
-    if not 1 <= window_s <= 900:
+    if not 1 <= window_s <= _LONGEST_S:
         raise ConfigError(
             f"safety.window is {safety.window!r}; accepted: from 1 s to 15 min", param="safety.window"
         )
     if demand is None:
         return (1.0,) * len(periods)
-    by_day = safety.days is not None
-    return tuple(margins(demand, work, safety.within, window_s, scale=scale, by_day=by_day).tolist())
+    found = np.ones(len(periods))
+    every = _work_by_period(demand, work)
+    for service in services:
+        mine = np.array([b.service == service.name for b in buckets])[demand.bucket]
+        part = replace(demand, bucket=demand.bucket[mine], at_s=demand.at_s[mine])
+        own = margins(
+            part, work, safety.within, min(_LONGEST_S, max(window_s, service.ttft_s)),
+            scale=document.demand.scale, by_day=safety.days is not None,
+        )  # fmt: skip
+        counts = _work_by_period(part, work) >= _LEAST_SHARE * every
+        found = np.where(counts, np.maximum(found, own), found)
+    return tuple(found.tolist())
+
+
+def _work_by_period(demand: Bucketed, work: Floats) -> Floats:
+    period = demand.quarters.period[demand.quarters.of(demand.at_s, offset_of(demand.start))]
+    return np.bincount(period, work[demand.bucket], len(demand.seconds)).astype(np.float64)
 
 
 def read_scenarios(

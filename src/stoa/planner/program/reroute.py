@@ -10,7 +10,7 @@ import numpy as np
 from stoa.planner.plan import Rented, Route
 from stoa.planner.problem import Problem
 from stoa.planner.program.period import add_period, all_routes
-from stoa.planner.program.solve import _routes
+from stoa.planner.program.solve import routes_of
 from stoa.planner.program.view import Unservable, View, view
 from stoa.planner.program.whole import Solved
 from stoa.programs import Floats, NoOptimum, Program
@@ -39,7 +39,7 @@ def reroute(rented: Sequence[Rented], problem: Problem) -> tuple[Route, ...] | N
         except NoOptimum:
             return None
         found.append(Solved(0.0, 0.0, counts[:, t], x[rows.x]))
-    return _routes(v, routes, found)
+    return routes_of(v, routes, found)
 
 
 def _counts(v: View, rented: Sequence[Rented]) -> Floats:

@@ -3,9 +3,9 @@
 1.  The linear relaxation of all periods says how many machines to commit to, and bounds the cost from below.
 2.  Given the commitments periods are independent: each is a small program of whole machines. Together, a plan.
 3.  Priced instead of given, the same programs bound the cost of every plan from below, much more sharply than 1 does.
-4.  While the two are apart and there is time: other prices (a subgradient step), and commitments near those.
+4.  While the two are apart and there is time: other prices (subgradient steps), and commitments near those.
 
-Ramps, budgets and carbon tie periods together otherwise: then the whole is one program, begun from 2 where that keeps them.
+Small problems are one program first. Ramps, budgets and carbon tie periods together otherwise: then it is one program only.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from stoa.planner.program.rounded import rounded
 from stoa.planner.program.view import View, view
 from stoa.planner.program.whole import Effort, Solved, given, priced
 from stoa.planner.verify import verify
-from stoa.programs import Floats, NoOptimum
+from stoa.programs import Floats, NoOptimum, TimedOut
 
 _SHARE_EPS = 1e-7
+_SMALL = 1500  # counts of machines: so few are soonest found all at once
 
 
 class NoPlan(StoaError):
@@ -74,6 +75,10 @@ class _Search:
     def _relaxed(self) -> Relaxed:
         try:
             return relax(self.view, self.routes, self.commitments, self.limit_s)
+        except TimedOut:
+            raise NoPlan(
+                f"{self.limit_s:g} s were not enough to say whether there is a plan; accepted: a longer time limit"
+            ) from None
         except NoOptimum as error:
             raise NoPlan(f"no plan keeps all rules ({error.message})") from None
 
@@ -86,25 +91,49 @@ class _Search:
 
     def run(self) -> Plan:
         if self._tied():
-            self._together()
+            self._together(self._left_s())
+            if self.best is None:
+                raise NoPlan("no plan of whole machines was found in time")
             return self._plan()
-        parts = self.relaxed.worth
         self._round(self._ceiled())
-        self._try(self._ceiled(), self._effort(self.gap / 3, 3))
+        if self._is_small():
+            self._together(0.3 * self._left_s())
+        if not self._done():
+            self._try(self._ceiled(), self._effort(self.gap / 3, 3))
+            self._approach()
+        return self._plan()
+
+    def _approach(self) -> None:
+        """From both sides: bounds from other prices, plans from other commitments, until nothing new is tried."""
+        parts, tried = self.relaxed.worth, {self._ceiled().tobytes()}
         for step in range(1_000):
             if self._done() or not len(self.commitments.offers):
-                break
-            known = self.best.periods if self.best is not None else None
-            effort = self._effort(self.gap / 3, 2)
-            found = priced(self.view, self.routes, self.commitments, parts, effort, known)
+                return
+            found = priced(self.view, self.routes, self.commitments, parts, self._effort(self.gap / 3, 2))
             bound = self._lagrangian(found, parts)
             self.bound = max(self.bound, bound)
             if self._done() or self.best is None or bound == -np.inf:
-                break
+                return
             wanted = self._wanted(found)
-            self._try(self._near(wanted, step), self._effort(self.gap / 3, 2))
-            parts = _stepped(parts, wanted, self.best.cost - bound)
-        return self._plan()
+            near = self._near(wanted, step)
+            fresh = near.tobytes() not in tried
+            if fresh:
+                tried.add(near.tobytes())
+                self._try(near, self._effort(self.gap / 3, 2))
+            moved = _stepped(parts, wanted, (self.best.cost - bound) / (1 + step))
+            if not fresh and np.array_equal(moved, parts):
+                self._polish()
+                return
+            parts = moved
+
+    def _polish(self) -> None:
+        """The best commitments once more, with all the time that is left."""
+        if self.best is not None and not self._done():
+            best = self.best
+            self._try(best.reserved, self._effort(self.gap / 3, 1), best.periods)
+
+    def _is_small(self) -> bool:
+        return len(self.view.options) * len(self.routes) <= _SMALL
 
     def _tied(self) -> bool:
         rules = self.view.problem.rules
@@ -133,12 +162,10 @@ class _Search:
         if periods is not None:
             self._keep(reserved, periods, "by rounding")
 
-    def _try(self, reserved: Floats, effort: Effort) -> None:
+    def _try(self, reserved: Floats, effort: Effort, known: Sequence[Solved] | None = None) -> None:
         """The plan with these commitments, if it is the best so far."""
-        same = self.best is not None and np.array_equal(reserved, self.best.reserved)
-        if same and self.best is not None and self.best.method != "by rounding":
-            return
-        known = self.best.periods if same and self.best is not None else None
+        if known is None and self.best is not None and np.array_equal(reserved, self.best.reserved):
+            known = self.best.periods
         try:
             periods = given(self.view, self.routes, self.commitments, reserved, effort, known)
         except NoOptimum:
@@ -177,18 +204,18 @@ class _Search:
 
     # -- all periods at once
 
-    def _together(self) -> None:
+    def _together(self, time_limit_s: float) -> None:
+        """One program. NoPlan if it has no solution at all."""
         j = self.relaxed.joint
         integer = np.concatenate([*(r.n for r in j.rows), j.reserved])
         try:
-            found = j.program.solve(integer=integer, gap=self.gap, time_limit_s=max(1.0, self._left_s()))
+            found = j.program.solve(integer=integer, gap=self.gap, time_limit_s=max(0.5, time_limit_s))
         except NoOptimum as error:
-            raise NoPlan(f"no plan of whole machines was found ({error.message})") from None
-        if found.cost == np.inf:
-            raise NoPlan("no plan of whole machines was found in time")
+            raise NoPlan(f"no plan of whole machines keeps all rules ({error.message})") from None
         self.bound = max(self.bound, found.bound)
-        periods = [Solved(0.0, 0.0, np.rint(found.x[r.n]), found.x[r.x]) for r in j.rows]
-        self.best = _Best(found.cost, np.rint(found.x[j.reserved]), periods, "all at once")
+        if found.cost < (np.inf if self.best is None else self.best.cost):
+            periods = [Solved(0.0, 0.0, np.rint(found.x[r.n]), found.x[r.x]) for r in j.rows]
+            self.best = _Best(found.cost, np.rint(found.x[j.reserved]), periods, "all at once")
 
     # -- the result
 
@@ -202,7 +229,7 @@ class _Search:
             for o, n in zip(self.commitments.offers, self.best.reserved, strict=True)
             if n > 0
         }
-        routes = _routes(self.view, self.routes, self.best.periods)
+        routes = routes_of(self.view, self.routes, self.best.periods)
         costs = cost_of(problem, rented, reserved, routes)
         took_s = time.monotonic() - self.began_s
         plan = Plan(rented, reserved, routes, costs, min(self.bound, costs.total), took_s, self.best.method)
@@ -232,7 +259,7 @@ def _rented(v: View, periods: Sequence[Solved]) -> tuple[Rented, ...]:
     return tuple(found)
 
 
-def _routes(v: View, routes: Sequence[Routes], periods: Sequence[Solved]) -> tuple[Route, ...]:
+def routes_of(v: View, routes: Sequence[Routes], periods: Sequence[Solved]) -> tuple[Route, ...]:
     shares: dict[tuple[int, int, int], list[float]] = {}
     for t, (r, p) in enumerate(zip(routes, periods, strict=True)):
         for at in np.flatnonzero(p.x > _SHARE_EPS):

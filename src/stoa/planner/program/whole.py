@@ -51,16 +51,14 @@ def given(
     return _each(solve, len(routes), effort.threads)
 
 
-def priced(
-    v: View, routes: Sequence[Routes], c: Commitments, parts: Floats, effort: Effort, known: Known = None
-) -> list[Solved]:
-    """`parts` [T, C]: USD."""
+def priced(v: View, routes: Sequence[Routes], c: Commitments, parts: Floats, effort: Effort) -> list[Solved]:
+    """`parts` [T, C]: USD. Begun from nothing: a plan for other prices leads the search astray."""
     mine = np.flatnonzero(c.of_option >= 0)
 
     def solve(t: int) -> Solved:
         price = prices(v, t)
         price[mine] = parts[t, c.of_option[mine]]
-        return _solve(v, t, routes[t], price, limits(v), effort, known)
+        return _solve(v, t, routes[t], price, limits(v), effort)
 
     return _each(solve, len(routes), effort.threads)
 
@@ -87,7 +85,7 @@ def _solve(
     price: Floats,
     most: Floats,
     effort: Effort,
-    known: Known,
+    known: Known = None,
     c: Commitments | None = None,
     reserved: Floats | None = None,
 ) -> Solved:

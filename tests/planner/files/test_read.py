@@ -203,6 +203,36 @@ def test_scenarios_have_a_factor_for_each_period(folder: Path) -> None:
     assert (dear.name, dear.probability, len(dear.factors)) == ("90% of days", 1.0, 2)
 
 
+def test_a_margin_may_differ_by_period(folder: Path) -> None:
+    """And is 1 where nothing is said."""
+    by_name = {"margin": {"12:00-24:00": 1.5}}
+    assert problem_of(folder, safety=by_name, periods={"step": 12}).rules.margin == (1.0, 1.5)
+    refused(folder, "safety.margin: there is no period '12:00-24:00'; accepted: 00:00-01:00", safety=by_name)
+
+
+def test_bursts_that_a_service_may_sit_out_need_no_margin(folder: Path) -> None:
+    """A hundred requests at once, four times an hour: too many for answers in two seconds, few for a quarter of an hour."""
+    rows = [f"{900 * i + 0.01 * j},100,10" for i in range(8) for j in range(100)]
+    (folder / "trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    content: dict[str, Any] = {"periods": {"kind": "flat"}, "demand": {"trace": "trace.csv", "until": "2 h"}}
+    patient = {"name": "sweeps", "models": ["m"], "ttft": "1 h"}
+    assert problem_of(folder, service=[patient], **content).rules.margin == (1.0,)
+    assert problem_of(folder, **content).rules.margin[0] == pytest.approx(90)
+
+
+def test_a_service_that_hardly_counts_decides_no_margin(folder: Path) -> None:
+    """Its few requests all come at once; the others come evenly."""
+    rows = [f"{i},steady,100,10" for i in range(7200)]
+    rows[3600:3600] = ["3600,few,100,10"] * 5
+    (folder / "trace.csv").write_text(
+        "arrival_s,project,prompt_tokens,output_tokens\n" + "\n".join(rows) + "\n"
+    )
+    chat = {"name": "chat", "models": ["m"], "ttft": "2 s"}
+    few = chat | {"name": "few", "match": {"projects": ["few"]}}
+    content: dict[str, Any] = {"periods": {"kind": "flat"}, "demand": {"trace": "trace.csv", "until": "2 h"}}
+    assert problem_of(folder, service=[few, chat], **content).rules.margin[0] == pytest.approx(1.0, abs=0.01)
+
+
 def test_another_currency_is_converted(folder: Path) -> None:
     """Of the document, or of an amount."""
     place = [cloud([{"type": "small", "on_demand": "1/h", "buy": ["on_demand"]}])]

@@ -5,7 +5,7 @@
 3.  Priced instead of given, the same programs bound the cost of every plan from below, much more sharply than 1 does.
 4.  While the two are apart and there is time: other prices (subgradient steps), and commitments near those.
 
-Small problems are one program first. Ramps, budgets and carbon tie periods together otherwise: then it is one program only.
+Small problems are one program first. Ramps and carbon tie periods together otherwise: then it is one program only.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class _Search:
     def first(self) -> Plan:
         if not self._tied():
             self._round(self._ceiled())
-        return self._plan() if self.best is not None else self.run()
+        budget = self.view.problem.rules.budget_usd
+        dear = self.best is None or (budget is not None and self.best.cost > budget)
+        return self.run() if dear else self._plan()
 
     def run(self) -> Plan:
         if self._tied():
@@ -101,7 +103,21 @@ class _Search:
         if not self._done():
             self._try(self._ceiled(), self._effort(self.gap / 3, 3))
             self._approach()
+        self._check_budget()
         return self._plan()
+
+    def _check_budget(self) -> None:
+        """The cheapest plan keeps a budget if any does: it asks for no search of its own."""
+        budget = self.view.problem.rules.budget_usd
+        if budget is None or self.best is None or self.best.cost <= budget:
+            return
+        if self.bound <= budget:
+            self._together(self._left_s())
+        if self.best.cost > budget:
+            raise NoPlan(
+                f"the budget is {budget:,.2f} USD; no plan was found for less than {self.best.cost:,.2f} USD, and none costs "
+                f"less than {self.bound:,.2f} USD"
+            )
 
     def _approach(self) -> None:
         """From both sides: bounds from other prices, plans from other commitments, until nothing new is tried."""
@@ -137,7 +153,7 @@ class _Search:
 
     def _tied(self) -> bool:
         rules = self.view.problem.rules
-        return rules.ramp is not None or rules.budget_usd is not None or rules.carbon_kg is not None
+        return rules.ramp is not None or rules.carbon_kg is not None
 
     def _done(self) -> bool:
         cost = self.best.cost if self.best is not None else np.inf

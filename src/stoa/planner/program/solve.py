@@ -115,8 +115,8 @@ class _Search:
             self._together(self._left_s())
         if self.best.cost > budget:
             raise NoPlan(
-                f"the budget is {budget:,.2f} USD; no plan was found for less than {self.best.cost:,.2f} USD, and none costs "
-                f"less than {self.bound:,.2f} USD"
+                f"the budget is {budget:,.2f} USD; no plan was found for less than {self.best.cost:,.2f} USD, and none "
+                f"costs less than {self.bound:,.2f} USD"
             )
 
     def _approach(self) -> None:

@@ -205,10 +205,12 @@ class Again:
     def set_bounds(self, variable: int, low: float, high: float) -> None:
         self._solver.changeColBounds(variable, low, high)
 
-    def solve(self) -> tuple[float, Floats] | None:
-        """(cost, the variables); None if there is no solution."""
+    def solve(self) -> Solution | None:
+        """None if there is no solution."""
         self._solver.run()
         if self._solver.getModelStatus() != self._highspy.HighsModelStatus.kOptimal:
             return None
-        x = np.asarray(self._solver.getSolution().col_value, np.float64)
-        return float(self._solver.getInfo().objective_function_value), x
+        found = self._solver.getSolution()
+        cost = float(self._solver.getInfo().objective_function_value)
+        x = np.asarray(found.col_value, np.float64)
+        return Solution(cost, x, cost, np.asarray(found.row_dual), np.asarray(found.col_dual))

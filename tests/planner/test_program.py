@@ -11,6 +11,11 @@ import pytest
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Api, Problem, Rules, Scenario
 from stoa.planner.program import NoPlan, Unservable, sketch, solve
+from stoa.planner.program.joint import commitments, prices
+from stoa.planner.program.losses import Losses
+from stoa.planner.program.period import add_period, all_routes
+from stoa.planner.program.view import view
+from stoa.planner.program.whole import Effort, given, most_machines, share_reserved
 from stoa.planner.verify import BrokenPlan, verify
 from stoa.programs import Program
 from tests.planner.problems import draw
@@ -148,6 +153,21 @@ def test_a_bound_by_parts_holds_for_the_whole() -> None:
     whole = solve(replace(problem, rules=Rules(carbon_kg=1e12)), gap=0.0, time_limit_s=60.0)
     assert parts.bound_usd <= whole.costs.total * (1 + 1e-6)
     assert parts.costs.total >= whole.costs.total * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3, 4])
+def test_losses_cut_off_what_the_whole_program_forbids(seed: int) -> None:
+    """Machines of one period cost the same with losses as cuts, and with the losses' own routes in the program."""
+    rules = Rules(survive_place=True, survive_spot=True, strain=1.4)
+    v = view(draw(seed, places=3, cards=5, models=2, periods=1, buckets=8, rate=20.0, api=True, rules=rules))
+    routes, c = [all_routes(v, 0)], commitments(v)
+    reserved = np.full(len(c.offers), 2.0)
+    (cut,) = given(v, routes, [Losses(v, 0, routes[0])], c, reserved, Effort(0.0, 60.0, 1))
+    program = Program()
+    rows = add_period(program, v, 0, routes[0], price=prices(v, 0), most=most_machines(v, c, reserved))
+    share_reserved(program, c, rows.n, reserved)
+    assert cut.cost == pytest.approx(program.solve(integer=rows.n).cost, rel=1e-6)
+    assert cut.bound == pytest.approx(cut.cost, rel=1e-6)
 
 
 def test_what_cannot_be_served_is_named() -> None:

@@ -10,7 +10,7 @@ from stoa.planner.program.joint import Commitments, prices
 from stoa.planner.program.period import Routes, add_period
 from stoa.planner.program.view import View
 from stoa.planner.program.whole import Solved, most_machines, share_reserved
-from stoa.programs import Again, Floats, Places, Program
+from stoa.programs import Again, Floats, Places, Program, Solution
 
 _EPS = 1e-6
 
@@ -26,20 +26,19 @@ def rounded(v: View, routes: Sequence[Routes], c: Commitments, reserved: Floats)
         whole = _whole(program, rows.n)
         if whole is None:
             return None
-        cost, x = whole
-        found.append(Solved(cost, -np.inf, np.rint(x[rows.n]), x[rows.x]))
+        found.append(Solved(whole.cost, -np.inf, np.rint(whole.x[rows.n]), whole.x[rows.x]))
     return found
 
 
-def _whole(program: Program, n: Places) -> tuple[float, Floats] | None:
+def _whole(program: Program, n: Places) -> Solution | None:
     again = Again(program)
     low, high = program.bounds(n)
     found = again.solve()
     while found is not None:
-        cost, x = found
+        x = found.x
         part = x[n] - np.floor(x[n] + _EPS)
         if not (part > _EPS).any():
-            return cost, x
+            return found
         m = int(np.argmax(part))
         found = None
         for bounds in ((np.ceil(x[n[m]]), high[m]), (low[m], np.floor(x[n[m]]))):

@@ -21,6 +21,7 @@ from stoa.errors import StoaError
 from stoa.planner.plan import Plan, Pool, Rented, Route, cost_of
 from stoa.planner.problem import Problem
 from stoa.planner.program.joint import Commitments, commitments
+from stoa.planner.program.losses import Losses
 from stoa.planner.program.period import Routes, all_routes
 from stoa.planner.program.relaxed import Relaxed, relax
 from stoa.planner.program.rounded import rounded
@@ -67,6 +68,7 @@ class _Search:
         self.began_s, self.limit_s, self.gap, self.threads = time.monotonic(), time_limit_s, gap, threads
         self.view: View = view(problem)
         self.routes: list[Routes] = [all_routes(self.view, t) for t in range(len(problem.periods))]
+        self.losses = [Losses(self.view, t, r) for t, r in enumerate(self.routes)]
         self.commitments: Commitments = commitments(self.view)
         self.relaxed: Relaxed = self._relaxed()
         self.bound = self.relaxed.bound_usd
@@ -125,7 +127,8 @@ class _Search:
         for step in range(1_000):
             if self._done() or not len(self.commitments.offers):
                 return
-            found = priced(self.view, self.routes, self.commitments, parts, self._effort(self.gap / 3, 2))
+            effort = self._effort(self.gap / 3, 2)
+            found = priced(self.view, self.routes, self.losses, self.commitments, parts, effort)
             bound = self._lagrangian(found, parts)
             self.bound = max(self.bound, bound)
             if self._done() or self.best is None or bound == -np.inf:
@@ -163,9 +166,8 @@ class _Search:
         return self.limit_s - (time.monotonic() - self.began_s)
 
     def _effort(self, gap: float, rounds: int) -> Effort:
-        """A period's part of the time that is left, if so many rounds over all periods are to come."""
-        each_s = max(0.05, self._left_s()) * self.threads / (rounds * len(self.routes))
-        return Effort(gap, each_s, self.threads)
+        """For one of so many rounds over all periods, in the time that is left."""
+        return Effort(gap, max(0.5, self._left_s()) / rounds, self.threads)
 
     # -- plans
 
@@ -183,7 +185,7 @@ class _Search:
         if known is None and self.best is not None and np.array_equal(reserved, self.best.reserved):
             known = self.best.periods
         try:
-            periods = given(self.view, self.routes, self.commitments, reserved, effort, known)
+            periods = given(self.view, self.routes, self.losses, self.commitments, reserved, effort, known)
         except NoOptimum:
             return
         if not len(self.commitments.offers):

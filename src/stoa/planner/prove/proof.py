@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stoa.errors import ConfigError
 from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.planner.files.replay import Replay
-from stoa.planner.plan import USUAL, Plan, Pool, traffic_usd
-from stoa.planner.problem import Api, Fit, Problem, Service
+from stoa.planner.plan import Plan, Pool, cost_of, traffic_usd
+from stoa.planner.problem import Api, Fit, Period, Problem, Service
 from stoa.planner.prove.market import zones_of
 from stoa.planner.prove.scheduled import Scheduled
 from stoa.planner.prove.split import split
@@ -213,37 +213,10 @@ class _Trial:
         return sum(n * prices[key] * hours for key, n in self.plan.reserved.items())
 
     def _promised_usd(self) -> float:
-        """The plan's cost of the measured hours, by period."""
-        hours = self._hours()
-        prices = {
-            (o.place, o.machine, o.purchase): o.hourly_usd * o.availability for o in self.problem.offers
-        }
-        usd = self._reserved_usd()
-        for r in self.plan.rented:
-            if r.purchase != "reserved":
-                usd += prices[r.pool.place, r.pool.machine, r.purchase] * float(hours @ np.array(r.counts))
-        likely = {s.name: (s.probability, np.array(s.factors)) for s in self.problem.scenarios}
-        for route in self.plan.routes:
-            probability, factors = likely.get(
-                route.world, (1.0 if route.world == USUAL else 0.0, np.ones(len(hours)))
-            )
-            bucket = self.problem.buckets[route.bucket]
-            requests = (
-                probability
-                * _HOUR_S
-                * float((np.array(bucket.rates) * factors * np.array(route.shares)) @ hours)
-            )
-            usd += requests * self._request_usd(route.bucket, route.target)
-        return usd
-
-    def _request_usd(self, k: int, target: Pool | str) -> float:
-        if isinstance(target, Pool):
-            return traffic_usd(self.problem, k, target.place)
-        api = next(a for a in self.problem.apis if a.name == target)
-        bucket = self.problem.buckets[k]
-        return api.request_usd(bucket.prompt_tokens, bucket.output_tokens) + traffic_usd(
-            self.problem, k, api.place
-        )
+        """The plan's cost of the measured hours of each period."""
+        periods = zip(self.problem.periods, self._hours().tolist(), strict=True)
+        measured = replace(self.problem, periods=tuple(Period(p.name, hours) for p, hours in periods))
+        return cost_of(measured, self.plan.rented, self.plan.reserved, self.plan.routes).total
 
     def _hours(self) -> Floats:
         """[T] measured hours of each period."""

@@ -97,12 +97,10 @@ class Job:
         from stoa.planner.program import NoPlan, Unservable
 
         try:
-            problem, found = (
-                self._tuned(inputs)
-                if self.tune is not None
-                else (inputs.problem, self._solve(inputs.problem))
-            )
-            return self._damped(problem, found)
+            problem, found = self._tuned(inputs) if self.tune is not None else (inputs.problem, None)
+            if self.old is not None:
+                return problem, *self._damped(self.old, problem)
+            return problem, found or self._solve(problem), ""
         except (NoPlan, Unservable) as error:
             ways = ways_out(inputs.problem, time_limit_s=self.time_limit_s)
             raise ConfigError(f"{error.message}\n{in_words(ways)}", param="demand") from None
@@ -131,17 +129,15 @@ class Job:
         )  # fmt: skip
         return problem, found
 
-    def _damped(self, problem: Problem, found: Plan) -> tuple[Problem, Plan, str]:
-        if self.old is None:
-            return problem, found, ""
+    def _damped(self, old: Path, problem: Problem) -> tuple[Plan, str]:
         from stoa.planner.replan import replan, words
         from stoa.planner.stored import onto, read_stored
 
-        before = onto(read_stored(self.old), problem)
+        before = onto(read_stored(old), problem)
         again = replan(
             before, problem, least_saving=self.least_saving, gap=self.gap, time_limit_s=self.time_limit_s
         )
-        return problem, again.plan, words(again)
+        return again.plan, words(again)
 
     # -- the trial
 

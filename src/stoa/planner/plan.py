@@ -119,7 +119,7 @@ def cost_of(
             for share, rate, f, h in zip(route.shares, bucket.rates, times, hours, strict=True)
         )
         api_cost += requests * api_usd(problem, route)
-        network += requests * network_usd(problem, route)
+        network += requests * traffic_usd(problem, route.bucket, place_of(problem, route.target))
     return Costs(machines, api_cost, network)
 
 
@@ -131,14 +131,11 @@ def api_usd(problem: Problem, route: Route) -> float:
     return api.request_usd(bucket.prompt_tokens, bucket.output_tokens)
 
 
-def network_usd(problem: Problem, route: Route) -> float:
-    """USD of one request's traffic between its origin and where it is served."""
-    bucket = problem.buckets[route.bucket]
-    if isinstance(route.target, Pool):
-        place = route.target.place
-    else:
-        place = next(a.place for a in problem.apis if a.name == route.target)
-    return traffic_usd(problem, route.bucket, place) if bucket.origin else 0.0
+def place_of(problem: Problem, target: Pool | str) -> str:
+    """Where a pool or an API is."""
+    if isinstance(target, Pool):
+        return target.place
+    return next(a.place for a in problem.apis if a.name == target)
 
 
 def traffic_usd(problem: Problem, bucket: int, place: str) -> float:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from stoa.planner.explain.work import hours, likely, likely_routes, needed, offer_of, work_by_pool
-from stoa.planner.plan import Plan, Pool, Rented, api_usd, network_usd
+from stoa.planner.plan import Plan, Pool, Rented, api_usd, place_of, traffic_usd
 from stoa.planner.problem import Api, Offer, Problem
 from stoa.planner.program.view import HOUR_S
 
@@ -195,12 +195,6 @@ def survived(plan: Plan, problem: Problem) -> tuple[str, ...]:
     return tuple(sorted({route.world for route in plan.routes} - set(likely(problem))))
 
 
-def place_of(problem: Problem, target: Target) -> str:
-    if isinstance(target, Pool):
-        return target.place
-    return next(a.place for a in problem.apis if a.name == target)
-
-
 def name_of(problem: Problem, target: Target) -> str:
     if isinstance(target, Pool):
         return target.name
@@ -222,7 +216,8 @@ def usd_by_place(plan: Plan, problem: Problem) -> dict[str, list[float]]:
         for t in range(len(problem.periods)):
             found[one.place][t] += one.count * one.hourly_usd
     for route, rates in likely_routes(plan, problem):
-        each_usd = api_usd(problem, route) + network_usd(problem, route)
+        each_usd = api_usd(problem, route)
+        each_usd += traffic_usd(problem, route.bucket, place_of(problem, route.target))
         for t, rate in enumerate(rates):
             found[place_of(problem, route.target)][t] += rate * HOUR_S * each_usd
     return found

@@ -12,7 +12,16 @@ from stoa.errors import ConfigError
 from stoa.planner.files import units
 from stoa.planner.files.arrivals import Arrivals, read_trace, read_usage
 from stoa.planner.files.asking import kinds
-from stoa.planner.files.clock import Clock, Start, assumed_start, offset_of, quarters, read_clock, read_zone
+from stoa.planner.files.clock import (
+    QUARTER_S,
+    Clock,
+    Start,
+    assumed_start,
+    offset_of,
+    quarters,
+    read_clock,
+    read_zone,
+)
 from stoa.planner.files.decode import read_document
 from stoa.planner.files.demand import Kind, kinds_of
 from stoa.planner.files.residency import read_residency
@@ -34,7 +43,7 @@ class Replay:
 
     def period_at(self, at_s: Floats) -> Places:
         """Number of the period that each second of the replay is in."""
-        quarter = ((np.asarray(at_s) + self.offset_s) // 900.0).astype(np.int64)
+        quarter = ((np.asarray(at_s) + self.offset_s) // QUARTER_S).astype(np.int64)
         return self.period[np.clip(quarter, 0, len(self.period) - 1)]
 
 
@@ -72,7 +81,7 @@ def read_replay(
 
 def _placed(requests: Requests, clock: Clock, start: Start, begin_s: float, end_s: float) -> Replay:
     parts = quarters(clock, start, begin_s, end_s)
-    offset_s = (begin_s + offset_of(start)) % 900.0
+    offset_s = (begin_s + offset_of(start)) % QUARTER_S
     return Replay(requests, end_s - begin_s, parts.period.astype(np.int64), offset_s)
 
 

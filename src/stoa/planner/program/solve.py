@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -68,11 +69,15 @@ class _Search:
         self.began_s, self.limit_s, self.gap, self.threads = time.monotonic(), time_limit_s, gap, threads
         self.view: View = view(problem)
         self.routes: list[Routes] = [all_routes(self.view, t) for t in range(len(problem.periods))]
-        self.losses = [Losses(self.view, t, r) for t, r in enumerate(self.routes)]
         self.commitments: Commitments = commitments(self.view)
         self.relaxed: Relaxed = self._relaxed()
         self.bound = self.relaxed.bound_usd
         self.best: _Best | None = None
+
+    @cached_property
+    def losses(self) -> list[Losses]:
+        """By period. A sketch does without."""
+        return [Losses(self.view, t, r) for t, r in enumerate(self.routes)]
 
     def _relaxed(self) -> Relaxed:
         try:

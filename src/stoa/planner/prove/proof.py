@@ -11,7 +11,7 @@ import numpy as np
 from stoa.errors import ConfigError
 from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.planner.files.replay import Replay
-from stoa.planner.plan import Plan, Pool, cost_of, traffic_usd
+from stoa.planner.plan import Plan, Pool, cost_of, place_of, traffic_usd
 from stoa.planner.problem import Api, Fit, Period, Problem, Service
 from stoa.planner.prove.market import zones_of
 from stoa.planner.prove.scheduled import Scheduled
@@ -199,11 +199,7 @@ class _Trial:
         )
 
     def _traffic_usd(self, target: Pool | str, mine: Places) -> float:
-        place = (
-            target.place
-            if isinstance(target, Pool)
-            else next(a.place for a in self.problem.apis if a.name == target)
-        )
+        place = place_of(self.problem, target)
         each = np.array([traffic_usd(self.problem, k, place) for k in range(len(self.problem.buckets))])
         return float(each[self.bucket[mine[self.counted[mine]]]].sum())
 

@@ -35,6 +35,7 @@ def plan(
         list[str] | None,
         typer.Option(help="PLACE=FILE: spot machines that could be had there over time (JSON); repeatable"),
     ] = None,
+    spot_scale: Annotated[int, typer.Option(min=1, help="machines for each one in these traces")] = 1,
     startup_s: Annotated[float, typer.Option(min=0.0, help="from launch to ready, in the trial")] = 120.0,
     seed: Annotated[int, typer.Option(help="of what is drawn by chance in the trial")] = 0,
     old: Annotated[
@@ -65,7 +66,8 @@ def plan(
 
     job = Job(
         document=document, gap=gap, time_limit_s=time_limit_s, quick=quick, tune=tune, tune_from=tune_from,
-        tune_until=tune_until, verify=verify, begin=begin, until=until, spot=spot or (), startup_s=startup_s, seed=seed,
+        tune_until=tune_until, verify=verify, begin=begin, until=until, spot=spot or (), spot_scale=spot_scale,
+        startup_s=startup_s, seed=seed,
         old=old, least_saving=least_saving, out=out, chart=chart, apply=apply, export=export, to=to, usage=usage, home=home,
         db=db, as_json=as_json,
     )  # fmt: skip

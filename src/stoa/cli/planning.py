@@ -44,6 +44,7 @@ class Job:
     begin: str | None
     until: str | None
     spot: Sequence[str]
+    spot_scale: int
     startup_s: float
     seed: int
     old: Path | None
@@ -159,7 +160,7 @@ class Job:
             place, _, file = text.partition("=")
             if not file:
                 raise ConfigError(f"--spot {text!r}; accepted: PLACE=FILE", param="spot")
-            found[place] = read_spot(Path(file))
+            found[place] = read_spot(Path(file), scale=self.spot_scale)
         return found
 
     # -- what is left behind

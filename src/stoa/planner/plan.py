@@ -10,6 +10,16 @@ from stoa.planner.problem import Problem, Purchase
 USUAL = "as forecast"  # the world of a plan without scenarios
 
 
+def without(place: str) -> str:
+    """The world in which a place is lost."""
+    return f"without {place}"
+
+
+def without_spot(place: str) -> str:
+    """The world in which a place's spot machines are lost."""
+    return f"without spot at {place}"
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Replicas of one model on one type of machine at one place, run at one pace, however they are paid for."""

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from stoa.errors import StoaError
-from stoa.planner.plan import USUAL, Plan, Pool, cost_of
+from stoa.planner.plan import USUAL, Plan, Pool, cost_of, without, without_spot
 from stoa.planner.problem import Problem, Purchase
 
 _EPS = 1e-5  # shares and machines
@@ -31,12 +31,12 @@ def verify(plan: Plan, problem: Problem) -> None:
     if problem.rules.survive_place:
         for place in {p.name for p in problem.places}:
             if any(o.place == place for o in problem.offers) or any(a.place == place for a in problem.apis):
-                _World(plan, problem, f"without {place}", flat, lost_place=place).check()
+                _World(plan, problem, without(place), flat, lost_place=place).check()
     if problem.rules.survive_spot:
         for place in {o.place for o in problem.offers if o.purchase == "spot" and o.limit != 0}:
             every = {o.purchase for o in problem.offers if o.place == place and o.limit != 0}
             if not (problem.rules.survive_place and every == {"spot"}):
-                _World(plan, problem, f"without spot at {place}", flat, lost_spot=place).check()
+                _World(plan, problem, without_spot(place), flat, lost_spot=place).check()
 
 
 def _require(holds: bool, what: str) -> None:

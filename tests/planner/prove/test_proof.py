@@ -14,8 +14,8 @@ from stoa.errors import ConfigError
 from stoa.fleet.policies.profile import Profile
 from stoa.planner.files import read_inputs
 from stoa.planner.files.replay import Replay, read_replay
-from stoa.planner.plan import Pool
-from stoa.planner.problem import Problem
+from stoa.planner.plan import Pool, without_spot
+from stoa.planner.problem import Offer, Place, Problem
 from stoa.planner.program import solve
 from stoa.planner.prove import prove, tune
 from stoa.planner.prove.split import split
@@ -161,6 +161,40 @@ def test_lost_spot_machines_are_missed(problem: Problem, replay: Replay) -> None
     gone = SpotTrace(600.0, np.array([50] * 100 + [0] * 44, np.int64))
     assert prove(plan, on_spot, replay, spot={"cloud": there}).shortfall <= 0.005
     assert prove(plan, on_spot, replay, spot={"cloud": gone}).shortfall > 0.05
+
+
+def test_what_survives_a_loss_goes_where_the_plan_says(problem: Problem, replay: Replay) -> None:
+    """A plan that can do without its spot machines keeps its promise while they are gone, and uses them while they are
+    there; requests that must stay at home are there in both cases."""
+    ready = replace(
+        problem,
+        places=(*problem.places, Place("market")),
+        offers=(*problem.offers, Offer("market", "box", "spot", 0.3)),
+        groups=tuple(
+            replace(g, places=g.places | {"market"}) if len(g.places) > 1 else g for g in problem.groups
+        ),
+        rules=replace(problem.rules, survive_spot=True, strain=1.5, margin=(2.7, 2.7)),
+    )
+    plan = solve(ready)
+    assert any(r.purchase == "spot" and any(r.counts) for r in plan.rented)
+    gone = SpotTrace(600.0, np.array([50] * 100 + [0] * 44, np.int64))
+    assert prove(plan, ready, replay, spot={"market": gone}).shortfall <= 0.005
+    lost_s = 100 * 600.0
+    late = replay.requests.arrival_s >= lost_s
+    parted = split(plan, ready, replay, {"market": np.where(late, 0.0, 1.0)})
+    bucket = np.asarray(replay.requests.project)
+    for world, mine in (("as forecast", ~late), (without_spot("market"), late)):
+        for route in (r for r in plan.routes if r.world == world):
+            chosen = mine & (bucket == route.bucket) & (replay.period_at(replay.requests.arrival_s) == 1)
+            if chosen.sum() > 2000:
+                got = np.mean(parted.target[chosen] == parted.targets.index(route.target))
+                assert got == pytest.approx(route.shares[1], abs=0.01)
+
+
+def test_spot_traces_of_places_that_sell_none_are_refused(problem: Problem, replay: Replay) -> None:
+    """A misspelt place would be taken for one where machines come and go by chance."""
+    with pytest.raises(ConfigError, match="no spot machines at 'clod'; accepted: none"):
+        prove(solve(problem), problem, replay, spot={"clod": SpotTrace(600.0, np.array([1]))})
 
 
 def test_tuning_finds_margins_that_keep_the_promise(problem: Problem, replay: Replay) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stoa.planner.plan import USUAL
+from stoa.planner.plan import USUAL, without, without_spot
 from stoa.planner.problem import Offer, Problem
 from stoa.programs import Flags, Floats
 
@@ -57,14 +57,13 @@ def _losses(problem: Problem, options: Options, rates: Floats) -> list[World]:
         for place in [p.name for p in problem.places]:
             lost = np.array([o.place == place for o, _ in options])
             if lost.any() or any(a.place == place for a in problem.apis):
-                name = f"without {place}"
-                found.append(World(name, kept, free, lost, frozenset([place]), problem.rules.strain))
+                gone = frozenset([place])
+                found.append(World(without(place), kept, free, lost, gone, problem.rules.strain))
     if problem.rules.survive_spot:
         for place in [p.name for p in problem.places]:
             lost = np.array([o.place == place and o.purchase == "spot" for o, _ in options])
             if lost.any() and not (problem.rules.survive_place and _only_spot(place, options)):
-                name = f"without spot at {place}"
-                found.append(World(name, kept, free, lost, frozenset(), problem.rules.strain))
+                found.append(World(without_spot(place), kept, free, lost, frozenset(), problem.rules.strain))
     return found
 
 

@@ -13,7 +13,7 @@ from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.planner.files.replay import Replay
 from stoa.planner.plan import Plan, Pool, cost_of, place_of, traffic_usd
 from stoa.planner.problem import Api, Fit, Period, Problem, Service
-from stoa.planner.prove.market import zones_of
+from stoa.planner.prove.market import Market, market_of, spot_there
 from stoa.planner.prove.scheduled import Scheduled
 from stoa.planner.prove.split import split
 from stoa.programs import Flags, Floats, Places
@@ -47,14 +47,26 @@ class PoolProof:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """USD: of machines, and what is paid by the request (tokens of hosted models, traffic), which follows who asks."""
+
+    machines: float
+    by_request: float
+
+    @property
+    def total(self) -> float:
+        return self.machines + self.by_request
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
-    """Of the measured part of the replay. `promised_usd`: what the plan says that these hours cost. `late` by period: the
+    """Of the measured part of the replay. `promised`: what the plan says that these hours cost. `late` by period: the
     greatest share of a service's requests whose first token came late."""
 
     hours: float
     requests: int
-    promised_usd: float
-    usd: float
+    promised: Spent
+    spent: Spent
     services: tuple[ServiceProof, ...]
     pools: tuple[PoolProof, ...]
     late: tuple[float, ...]
@@ -62,7 +74,7 @@ class Proof:
     @property
     def cost_error(self) -> float:
         """Share by which it costs more than promised."""
-        return self.usd / self.promised_usd - 1 if self.promised_usd > 0 else 0.0
+        return self.spent.total / self.promised.total - 1 if self.promised.total > 0 else 0.0
 
     @property
     def shortfall(self) -> float:
@@ -81,8 +93,14 @@ def prove(
     seed: int = 0,
 ) -> Proof:
     """Sends each request of the replay where the plan routes it, and runs every pool's machines as the plan schedules them.
-    Hosted models answer as they promise. Nothing reacts to demand that is not as forecast. The first `lead_s` are run and
-    not counted. `spot`: machines that could be had, by place. ConfigError if a pool's throughput has no profile."""
+    Where spot machines are missing that the plan can do without, requests go as it says for that loss. Hosted models answer
+    as they promise. Nothing reacts to demand that is not as forecast. The first `lead_s` are run and
+    not counted. `spot`: machines that could be had, by place. ConfigError if a pool's throughput has no profile, or nobody
+    offers spot machines at a place of `spot`."""
+    sold = {o.place for o in problem.offers if o.purchase == "spot"}
+    for place in (spot or {}).keys() - sold:
+        accepted = ", ".join(sorted(sold)) or "none, for nobody offers any"
+        raise ConfigError(f"there are no spot machines at {place!r}; accepted: {accepted}", param="spot")
     trial = _Trial(plan, problem, replay, spot or {}, startup_s, min(lead_s, replay.length_s / 4), seed)
     return trial.run()
 
@@ -98,7 +116,7 @@ class _Trial:
         lead_s: float,
         seed: int,
     ) -> None:
-        self.plan, self.problem, self.replay, self.spot = plan, problem, replay, spot
+        self.plan, self.problem, self.replay = plan, problem, replay
         self.startup_s, self.lead_s, self.seed = startup_s, lead_s, seed
         self.services = {s.name: s for s in problem.services}
         self.bucket = np.asarray(replay.requests.project, np.int64)
@@ -106,39 +124,39 @@ class _Trial:
         self.ttft_s = np.full(len(replay.requests), np.inf)
         self.tpot_s = np.full(len(replay.requests), np.inf)
         self.counted = replay.requests.arrival_s >= self.lead_s
+        self.markets = {
+            pool: market_of(
+                plan, problem, pool, length_s=replay.length_s, startup_s=startup_s, spot=spot, seed=seed
+            )
+            for pool in dict.fromkeys(r.pool for r in plan.rented)
+        }
 
     def run(self) -> Proof:
-        parted = split(self.plan, self.problem, self.replay)
-        pools, usd = [], self._reserved_usd()
+        there = spot_there(self.markets, self.replay, self.startup_s)
+        parted = split(self.plan, self.problem, self.replay, there)
+        pools, by_request = [], 0.0
         for number, target in enumerate(parted.targets):
             mine = np.flatnonzero(parted.target == number)
             if isinstance(target, Pool):
-                proof = self._pool(target, mine)
-                pools.append(proof)
-                usd += proof.usd
+                pools.append(self._pool(target, mine))
             else:
-                usd += self._api(target, mine)
-            usd += self._traffic_usd(target, mine)
-        idle = {r.pool for r in self.plan.rented} - set(parted.targets)
-        for pool in sorted(idle, key=lambda p: p.name):
-            proof = self._pool(pool, np.empty(0, np.int64))
-            pools.append(proof)
-            usd += proof.usd
+                by_request += self._api(target, mine)
+            by_request += self._traffic_usd(target, mine)
+        idle = [pool for pool in self.markets if pool not in parted.targets]
+        pools += [self._pool(pool, np.empty(0, np.int64)) for pool in idle]
         hours = (self.replay.length_s - self.lead_s) / _HOUR_S
         counted = int(self.counted.sum())
-        return Proof(hours, counted, self._promised_usd(), usd, self._services(), tuple(pools), self._late())
+        spent = Spent(self._reserved_usd() + sum(p.usd for p in pools), by_request)
+        return Proof(hours, counted, self._promised(), spent, self._services(), tuple(pools), self._late())
 
     # -- machines
 
     def _pool(self, pool: Pool, mine: Places) -> PoolProof:
         fit = self._fit(pool)
-        zones, counts = zones_of(
-            self.plan, self.problem, pool,
-            length_s=self.replay.length_s, startup_s=self.startup_s, spot=self.spot, seed=self.seed,
-        )  # fmt: skip
-        if not zones:
+        market = self.markets.get(pool)
+        if market is None:
             return PoolProof(pool, len(mine), 0.0, 0.0, 0, math.inf)
-        found = self._simulate(fit, self.replay.requests.part(mine), zones, counts, self._strictest(mine))
+        found = self._simulate(fit, self.replay.requests.part(mine), market, self._strictest(mine))
         assert found.first_s is not None
         assert found.end_s is not None
         arrival_s = self.replay.requests.arrival_s[mine]
@@ -152,16 +170,14 @@ class _Trial:
             pool, len(mine), found.cost_usd, found.total_machine_hours, found.preemptions, found.ttft_p99_s
         )
 
-    def _simulate(
-        self, fit: Fit, requests: Requests, zones: object, counts: Mapping[str, Places], ttft_s: float
-    ) -> Result:
+    def _simulate(self, fit: Fit, requests: Requests, market: Market, ttft_s: float) -> Result:
         assert fit.profile is not None
         return simulate(
-            [requests], zones, fit.profile, Scheduled(self.replay, counts),  # type: ignore[arg-type]
+            [requests], market.zones, fit.profile, Scheduled(self.replay, market.counts),
             slo=Slo(ttft_s), bounds=Bounds(), seed=self.seed, until_s=self.replay.length_s,
             options=Options(
                 measure_from_s=self.lead_s, record=len(requests), adapters_each=0, history_s=600.0, drain="finish",
-                room=int(sum(int(c.max()) for c in counts.values())) * 2 + 64,
+                room=int(sum(int(c.max()) for c in market.counts.values())) * 2 + 64,
             ),
         )  # fmt: skip
 
@@ -208,11 +224,12 @@ class _Trial:
         hours = (self.replay.length_s - self.lead_s) / _HOUR_S
         return sum(n * prices[key] * hours for key, n in self.plan.reserved.items())
 
-    def _promised_usd(self) -> float:
+    def _promised(self) -> Spent:
         """The plan's cost of the measured hours of each period."""
         periods = zip(self.problem.periods, self._hours().tolist(), strict=True)
         measured = replace(self.problem, periods=tuple(Period(p.name, hours) for p, hours in periods))
-        return cost_of(measured, self.plan.rented, self.plan.reserved, self.plan.routes).total
+        costs = cost_of(measured, self.plan.rented, self.plan.reserved, self.plan.routes)
+        return Spent(sum(costs.machines.values()), costs.api + costs.network)
 
     def _hours(self) -> Floats:
         """[T] measured hours of each period."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stoa.planner.files.replay import Replay
-from stoa.planner.plan import USUAL, Plan, Pool
-from stoa.planner.problem import Problem, Purchase
+from stoa.planner.plan import USUAL, Plan, Pool, without_spot
+from stoa.planner.problem import Problem
 from stoa.planner.program.view import view
 from stoa.programs import Floats, Places
 
@@ -26,25 +26,45 @@ class Split:
     target: Places
 
 
-def split(plan: Plan, problem: Problem, replay: Replay) -> Split:
-    """By the routes of the usual world, or of the likeliest scenario."""
-    likeliest = max(problem.scenarios, key=lambda s: s.probability).name if problem.scenarios else USUAL
-    routes = [r for r in plan.routes if r.world == likeliest]
-    targets = tuple(dict.fromkeys(r.target for r in routes))
-    number = {target: i for i, target in enumerate(targets)}
-    shares = np.zeros((len(problem.buckets), len(problem.periods), len(targets)))
-    for r in routes:
-        shares[r.bucket, :, number[r.target]] = r.shares
-    steps = np.cumsum(_filled(shares, problem, targets), axis=2)
-    requests = replay.requests
-    bucket = np.asarray(requests.project, np.int64)
-    period = replay.period_at(requests.arrival_s)
-    target = np.zeros(len(requests), np.int64)
+def split(plan: Plan, problem: Problem, replay: Replay, there: Mapping[str, Floats] | None = None) -> Split:
+    """By the routes of the usual world, or of the likeliest scenario. `there` by place: the share of its spot machines that
+    a plan counts on and that are there, for each request; in proportion to what is missing, requests take the routes that
+    the plan has for that loss, if it is to be survived."""
+    worlds = {_likeliest(problem): np.ones(len(replay.requests))}
+    planned = {r.world for r in plan.routes}
+    lost = {without_spot(place): 1 - share for place, share in (there or {}).items()}
+    lost = {world: missing for world, missing in lost.items() if world in planned}
+    whole = np.maximum(1.0, sum(lost.values(), np.zeros(len(replay.requests))))
+    for world, missing in lost.items():
+        worlds[world] = missing / whole
+        worlds[_likeliest(problem)] -= worlds[world]
+    targets = tuple(dict.fromkeys(r.target for r in plan.routes if r.world in worlds))
+    shares = _shares(plan, problem, list(worlds), targets)
+    chances = np.stack(list(worlds.values()))
+    bucket = np.asarray(replay.requests.project, np.int64)
+    period = replay.period_at(replay.requests.arrival_s)
+    target = np.zeros(len(bucket), np.int64)
     for k in np.unique(bucket):
         mine = np.flatnonzero(bucket == k)
+        steps = np.cumsum(np.einsum("wn,wni->ni", chances[:, mine], shares[:, k, period[mine]]), axis=1)
         drawn = (np.arange(1, len(mine) + 1) * _GOLDEN) % 1.0
-        target[mine] = np.minimum((drawn[:, None] >= steps[k, period[mine]]).sum(axis=1), len(targets) - 1)
+        target[mine] = np.minimum((drawn[:, None] >= steps).sum(axis=1), len(targets) - 1)
     return Split(targets, target)
+
+
+def _likeliest(problem: Problem) -> str:
+    return max(problem.scenarios, key=lambda s: s.probability).name if problem.scenarios else USUAL
+
+
+def _shares(plan: Plan, problem: Problem, worlds: Sequence[str], targets: Sequence[Pool | str]) -> Floats:
+    """[W, K, T, targets]. The first world is the usual one; others have its shares where they say nothing."""
+    number = {target: i for i, target in enumerate(targets)}
+    shares = np.zeros((len(worlds), len(problem.buckets), len(problem.periods), len(targets)))
+    for r in plan.routes:
+        if r.world in worlds:
+            shares[worlds.index(r.world), r.bucket, :, number[r.target]] = r.shares
+    shares[0] = _filled(shares[0], problem, targets)
+    return np.where(shares.sum(axis=3, keepdims=True) > 0.5, shares, shares[:1])
 
 
 def _filled(shares: Floats, problem: Problem, targets: Sequence[Pool | str]) -> Floats:
@@ -67,8 +87,3 @@ def _may(problem: Problem, targets: Sequence[Pool | str]) -> Floats:
     every: list[Pool | str] = [*v.pools, *(a.name for a in problem.apis)]
     columns = [every.index(t) for t in targets]
     return np.isfinite(v.usd[:, columns]).astype(np.float64)
-
-
-def counts_of(plan: Plan, pool: Pool) -> Sequence[tuple[Purchase, Places]]:
-    """Machines of a pool by period, for each way of paying."""
-    return [(r.purchase, np.array(r.counts, np.int64)) for r in plan.rented if r.pool == pool]

@@ -36,7 +36,7 @@ def tune(
         plan = solve(tried)
         proof = prove(plan, tried, replay, spot=spot, startup_s=startup_s, seed=seed)
         log(
-            f"margins {margin.min():.2f} to {margin.max():.2f}: {proof.shortfall:.2%} short, {proof.usd:.2f} USD"
+            f"margins {margin.min():.2f} to {margin.max():.2f}: {proof.shortfall:.2%} short, {proof.spent.total:.2f} USD"
         )
         if proof.shortfall <= 0:
             break

@@ -9,6 +9,7 @@ import numpy as np
 from elasticity import DAY_S, HOURLY, PROFILE, SLO
 from tests.planner.melange import Case, cheapest
 
+from stoa.planner.check import check
 from stoa.planner.problem import (
     Bucket,
     Fit,
@@ -20,7 +21,6 @@ from stoa.planner.problem import (
     Problem,
     Rules,
     Service,
-    check,
 )
 from stoa.planner.profiles.service import loads_of
 from stoa.planner.program import solve

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import combinations
 
-from stoa.planner.plan import USUAL, Plan, Pool, Rented, Route, cost_of, traffic_usd
+from stoa.planner.eligible import api_in_time, in_time
+from stoa.planner.plan import Plan, Pool, Rented, Route, cost_of, traffic_usd
 from stoa.planner.problem import Bucket, Fit, Offer, Problem, Purchase
-from stoa.planner.program.view import api_in_time, in_time
 from stoa.planner.verify import BrokenPlan, verify
 
 HOUR_S = 3600.0
@@ -164,7 +164,7 @@ def _plan(
             ]
     for key, n in taken.items():
         reserved[key] = max(reserved.get(key, 0), *n)
-    worlds = [s.name for s in problem.scenarios] or [USUAL]
+    worlds = [s.name for s in problem.likely]
     routes = tuple(Route(w, k, target, tuple(row)) for w in worlds for (k, target), row in shares.items())
     plan = Plan(rented, reserved, routes, cost_of(problem, rented, reserved, routes), 0.0, method="greedy")
     try:

@@ -23,8 +23,9 @@ from typing import Any
 from tests.planner.problems import draw
 
 from stoa.bench.machine import machine_facts
+from stoa.planner.check import check
 from stoa.planner.plan import Plan
-from stoa.planner.problem import Problem, Rules, check
+from stoa.planner.problem import Problem, Rules
 from stoa.planner.program import NoPlan, sketch, solve
 from stoa.planner.verify import verify
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stoa.planner.plan import USUAL, Plan, Pool, Rented, Route, cost_of
+from stoa.planner.check import check
+from stoa.planner.plan import Plan, Pool, Rented, Route, cost_of
 from stoa.planner.problem import (
+    USUAL,
     Api,
     Bucket,
     Fit,
@@ -18,7 +20,6 @@ from stoa.planner.problem import (
     Problem,
     Rules,
     Service,
-    check,
 )
 
 MODEL = "ours"

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stoa.planner.check import check
 from stoa.planner.problem import (
     Bucket,
     Fit,
@@ -29,7 +30,6 @@ from stoa.planner.problem import (
     Place,
     Problem,
     Service,
-    check,
 )
 from stoa.programs import NoOptimum, Program
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from stoa.planner.check import check
 from stoa.planner.problem import (
     Api,
     Bucket,
@@ -19,7 +20,6 @@ from stoa.planner.problem import (
     Purchase,
     Rules,
     Service,
-    check,
 )
 
 # name, memory GiB, bandwidth TB/s, bf16 TFLOP/s, USD an hour on demand: accelerators as they are sold

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from stoa.errors import ConfigError
+from stoa.planner.check import check
 from stoa.planner.diff import Committed, Counted, Moved, Spent, diff, joined, spans, tell
 from stoa.planner.plan import Plan, Pool, Rented, Route, cost_of
 from stoa.planner.problem import (
@@ -23,7 +24,6 @@ from stoa.planner.problem import (
     Purchase,
     Rules,
     Service,
-    check,
 )
 from stoa.planner.program import NoPlan, sketch, solve
 from stoa.planner.program.reroute import reroute

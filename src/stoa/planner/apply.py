@@ -30,7 +30,7 @@ from stoa.fleet.policies.contract import (
     check_plan,
 )
 from stoa.planner.livefacts import CLASSES, LiveFacts, Site, live_facts, slugs, spans
-from stoa.planner.plan import USUAL, Plan, Pool, Route, api_usd
+from stoa.planner.plan import Plan, Pool, Route, cost_of
 from stoa.planner.problem import Api, Bucket, Offer, Problem, Service
 
 OVERFLOW_SHARE = 0.1  # of the requests that an API may get though no world of the plan sends it any
@@ -175,7 +175,7 @@ class _Shares:
 
     def __init__(self, model: str, plan: Plan, problem: Problem, facts: LiveFacts) -> None:
         self._problem = problem
-        self._usual = {s.name: s.probability for s in problem.scenarios} or {USUAL: 1.0}
+        self._usual = {s.name: s for s in problem.likely}
         self._sent: dict[tuple[str, _Lane, Pool | str], list[float]] = defaultdict(self._none)
         asked = {s.name for s in problem.services if model in s.models}
         told = any(name in facts.classes for name in asked)
@@ -202,13 +202,12 @@ class _Shares:
         """As forecast: the mean over scenarios. None: nothing is asked for."""
         places: dict[str, list[float]] = defaultdict(self._none)
         remotes: dict[str, list[float]] = defaultdict(self._none)
-        factors = {s.name: s.factors for s in self._problem.scenarios}
         for (world, mine, target), sent in self._sent.items():
             if mine != lane or world not in self._usual:
                 continue
             into = remotes[target] if isinstance(target, str) else places[target.place]
             for t, n in enumerate(sent):
-                into[t] += self._usual[world] * (factors[world][t] if factors else 1.0) * n
+                into[t] += self._usual[world].probability * self._usual[world].factors[t] * n
         if not any(map(any, (*places.values(), *remotes.values()))):
             return None
         total = [sum(column) for column in zip(*places.values(), *remotes.values(), strict=True)]
@@ -279,17 +278,4 @@ def _daily_usd(plan: Plan, problem: Problem) -> dict[str, float]:
 
 def _spent(plan: Plan, problem: Problem, api: Api) -> float:
     """USD over the horizon, as forecast."""
-    likely = {s.name: (s.probability, s.factors) for s in problem.scenarios}
-    likely = likely or {USUAL: (1.0, (1.0,) * len(problem.periods))}
-    spent = 0.0
-    for route in plan.routes:
-        if route.target != api.name or route.world not in likely:
-            continue
-        probability, factors = likely[route.world]
-        rates = problem.buckets[route.bucket].rates
-        requests = sum(
-            share * rate * factor * period.hours * period.times * 3600
-            for share, rate, factor, period in zip(route.shares, rates, factors, problem.periods, strict=True)
-        )
-        spent += probability * requests * api_usd(problem, route)
-    return spent
+    return cost_of(problem, (), {}, [r for r in plan.routes if r.target == api.name]).api

@@ -9,7 +9,7 @@ import numpy as np
 
 from stoa.planner.explain import facts, work
 from stoa.planner.explain.text import usd
-from stoa.planner.plan import Plan, Pool
+from stoa.planner.plan import Plan, Pool, likely_routes
 from stoa.planner.problem import PURCHASES, Problem, Purchase
 from stoa.simulator.drawing import (
     INK,
@@ -99,7 +99,7 @@ def _replicas(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str
 def _requests(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str]:
     own = [0.0] * len(problem.periods)
     hosted = [0.0] * len(problem.periods)
-    for route, rates in work.likely_routes(plan, problem):
+    for route, rates in likely_routes(problem, plan.routes):
         to = own if isinstance(route.target, Pool) else hosted
         for t, rate in enumerate(rates):
             to[t] += rate

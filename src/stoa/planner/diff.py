@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stoa.planner.plan import USUAL, Plan, Pool, Route
+from stoa.planner.plan import Plan, Pool, Route, likely_routes
 from stoa.planner.problem import Problem, Purchase
 
 Floats = NDArray[np.float64]
@@ -124,16 +124,10 @@ def _moved(old: Plan, new: Plan, problem: Problem) -> Iterator[Moved]:
 
 def _requests(plan: Plan, problem: Problem) -> dict[tuple[str, int, str], Floats]:
     """[T] likely requests by world, bucket and target; losses are none of them."""
-    hours = np.array([p.hours * p.times for p in problem.periods])
-    worlds = {s.name: s.probability * np.array(s.factors) for s in problem.scenarios} or {
-        USUAL: np.ones(len(hours))
+    return {
+        (route.world, route.bucket, _name(route)): np.array(rates) * problem.hours * 3600
+        for route, rates in likely_routes(problem, plan.routes)
     }
-    found: dict[tuple[str, int, str], Floats] = {}
-    for route in plan.routes:
-        if route.world in worlds:
-            rates = np.array(problem.buckets[route.bucket].rates) * worlds[route.world]
-            found[route.world, route.bucket, _name(route)] = rates * hours * 3600 * np.array(route.shares)
-    return found
 
 
 def _name(route: Route) -> str:

@@ -7,18 +7,6 @@ from dataclasses import dataclass
 
 from stoa.planner.problem import Problem, Purchase
 
-USUAL = "as forecast"  # the world of a plan without scenarios
-
-
-def without(place: str) -> str:
-    """The world in which a place is lost."""
-    return f"without {place}"
-
-
-def without_spot(place: str) -> str:
-    """The world in which a place's spot machines are lost."""
-    return f"without spot at {place}"
-
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -72,7 +60,7 @@ class Costs:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`bound_usd`: no plan costs less, as the solver proved. `reserved`: machines committed to for the whole horizon, by
-    place and type. `routes` of the world `USUAL`, or of each scenario, and of each loss that is survived."""
+    place and type. `routes` of each world: `Problem.likely`, and each loss that is survived."""
 
     rented: tuple[Rented, ...]
     reserved: Mapping[tuple[str, str], int]
@@ -105,47 +93,45 @@ def cost_of(
 ) -> Costs:
     """What these cost over the problem's horizon, from its prices alone. Routes of losses cost nothing: they do not happen
     in a plan's own reckoning."""
-    hours = [p.hours * p.times for p in problem.periods]
-    prices = {(o.place, o.machine, o.purchase): o.hourly_usd * o.availability for o in problem.offers}
     machines: dict[Purchase, float] = {}
     for each in rented:
         if each.purchase != "reserved":
-            price = prices[each.pool.place, each.pool.machine, each.purchase]
-            spent = sum(n * h for n, h in zip(each.counts, hours, strict=True)) * price
+            offer = problem.offer(each.pool.place, each.pool.machine, each.purchase)
+            run_h = sum(n * h for n, h in zip(each.counts, problem.hours, strict=True))
+            spent = run_h * offer.hourly_usd * offer.availability
             machines[each.purchase] = machines.get(each.purchase, 0.0) + spent
     for (place, machine), count in reserved.items():
-        spent = count * prices[place, machine, "reserved"] * problem.horizon_h
+        spent = count * problem.offer(place, machine, "reserved").hourly_usd * problem.horizon_h
         machines["reserved"] = machines.get("reserved", 0.0) + spent
-    likely = {s.name: s.probability for s in problem.scenarios} or {USUAL: 1.0}
-    factors = {s.name: s.factors for s in problem.scenarios}
     api_cost = network = 0.0
-    for route in routes:
-        if route.world not in likely:
-            continue
-        times = factors.get(route.world, (1.0,) * len(hours))
-        bucket = problem.buckets[route.bucket]
-        requests = likely[route.world] * sum(
-            share * rate * f * h * 3600
-            for share, rate, f, h in zip(route.shares, bucket.rates, times, hours, strict=True)
-        )
+    for route, rates in likely_routes(problem, routes):
+        requests = 3600 * sum(rate * h for rate, h in zip(rates, problem.hours, strict=True))
         api_cost += requests * api_usd(problem, route)
         network += requests * traffic_usd(problem, route.bucket, place_of(problem, route.target))
     return Costs(machines, api_cost, network)
+
+
+def likely_routes(problem: Problem, routes: Sequence[Route]) -> Iterator[tuple[Route, tuple[float, ...]]]:
+    """Those of worlds that are reckoned with, and the requests a second of each, by period, times its probability."""
+    likely = {s.name: s for s in problem.likely}
+    for route in routes:
+        world = likely.get(route.world)
+        if world is not None:
+            times = zip(route.shares, problem.buckets[route.bucket].rates, world.factors, strict=True)
+            yield route, tuple(world.probability * share * rate * factor for share, rate, factor in times)
 
 
 def api_usd(problem: Problem, route: Route) -> float:
     """USD of one request of the route's bucket for an API's tokens; 0 for a pool."""
     if isinstance(route.target, Pool):
         return 0.0
-    api, bucket = next(a for a in problem.apis if a.name == route.target), problem.buckets[route.bucket]
+    api, bucket = problem.api(route.target), problem.buckets[route.bucket]
     return api.request_usd(bucket.prompt_tokens, bucket.output_tokens)
 
 
 def place_of(problem: Problem, target: Pool | str) -> str:
     """Where a pool or an API is."""
-    if isinstance(target, Pool):
-        return target.place
-    return next(a.place for a in problem.apis if a.name == target)
+    return target.place if isinstance(target, Pool) else problem.api(target).place
 
 
 def traffic_usd(problem: Problem, bucket: int, place: str) -> float:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from stoa.errors import StoaError
-from stoa.planner.plan import USUAL, Plan, Pool, cost_of, without, without_spot
+from stoa.planner.losses import Loss, losses
+from stoa.planner.plan import Plan, Pool, cost_of
 from stoa.planner.problem import Problem, Purchase
 
 _EPS = 1e-5  # shares and machines
@@ -23,20 +24,11 @@ def verify(plan: Plan, problem: Problem) -> None:
     """Raises BrokenPlan."""
     _costs(plan, problem)
     _machines(plan, problem)
-    likely = [s.name for s in problem.scenarios] or [USUAL]
-    factors = {s.name: s.factors for s in problem.scenarios}
+    for scenario in problem.likely:
+        _World(plan, problem, scenario.name, scenario.factors).check()
     flat = (1.0,) * len(problem.periods)
-    for world in likely:
-        _World(plan, problem, world, factors.get(world, flat)).check()
-    if problem.rules.survive_place:
-        for place in {p.name for p in problem.places}:
-            if any(o.place == place for o in problem.offers) or any(a.place == place for a in problem.apis):
-                _World(plan, problem, without(place), flat, lost_place=place).check()
-    if problem.rules.survive_spot:
-        for place in {o.place for o in problem.offers if o.purchase == "spot" and o.limit != 0}:
-            every = {o.purchase for o in problem.offers if o.place == place and o.limit != 0}
-            if not (problem.rules.survive_place and every == {"spot"}):
-                _World(plan, problem, without_spot(place), flat, lost_spot=place).check()
+    for loss in losses(problem):
+        _World(plan, problem, loss.name, flat, loss).check()
 
 
 def _require(holds: bool, what: str) -> None:
@@ -79,6 +71,12 @@ def _machines(plan: Plan, problem: Problem) -> None:
         elif key[2] != "owned" and problem.rules.ramp is not None:
             steps = [abs(counts[t] - counts[t - 1]) for t in range(len(counts))]
             _require(max(steps) <= problem.rules.ramp, f"{offers[key].name} changes faster than the ramp")
+    for (place, machine), count in plan.reserved.items():
+        limit = problem.offer(place, machine, "reserved").limit
+        _require(
+            limit is None or count <= limit,
+            f"{count} {machine} are reserved at {place}, and {limit} are offered",
+        )
     for (place, machine), count in problem.committed.items():
         _require(
             plan.reserved.get((place, machine), 0) >= count, f"{machine} at {place} is committed to already"
@@ -108,13 +106,9 @@ class _World:
         problem: Problem,
         name: str,
         factors: tuple[float, ...],
-        *,
-        lost_place: str = "",
-        lost_spot: str = "",
+        loss: Loss | None = None,
     ) -> None:
-        self.plan, self.problem, self.name, self.factors = plan, problem, name, factors
-        self.lost_place, self.lost_spot = lost_place, lost_spot
-        self.loss = bool(lost_place or lost_spot)
+        self.plan, self.problem, self.name, self.factors, self.loss = plan, problem, name, factors, loss
         self.services = {s.name: s for s in problem.services}
         self.fits = {(f.machine, f.model, f.pace): f for f in problem.fits}
         self.apis = {a.name: a for a in problem.apis}
@@ -166,10 +160,11 @@ class _World:
         for pool, series in busy.items():
             room = self.fits[pool.machine, pool.model, pool.pace].adapters_gib
             for t, work in enumerate(series):
-                there = self._there(pool, t) * strain
+                there = self._there(pool, t)
                 where = f"{self.name}, {self.problem.periods[t].name}: {pool.name}"
                 _require(
-                    work <= there + _EPS * max(1.0, there), f"{where} has work for {work:.4f} of {there:.4f}"
+                    work <= there * strain + _EPS * max(1.0, there),
+                    f"{where} has work for {work:.4f} of {there * strain:.4f}",
                 )
                 if adapters[pool][t] > 0:
                     _require(
@@ -178,14 +173,11 @@ class _World:
                     )
 
     def _there(self, pool: Pool, t: int) -> float:
-        availability = {(o.place, o.machine, o.purchase): o.availability for o in self.problem.offers}
         total = 0.0
-        for each in self.plan.rented:
-            if each.pool != pool or pool.place == self.lost_place:
-                continue
-            if each.purchase == "spot" and pool.place == self.lost_spot:
-                continue
-            total += each.counts[t] * availability[pool.place, pool.machine, each.purchase]
+        for each in (r for r in self.plan.rented if r.pool == pool):
+            offer = self.problem.offer(pool.place, pool.machine, each.purchase)
+            if self.loss is None or not self.loss.takes(offer):
+                total += each.counts[t] * offer.availability
         return total
 
     def _allowed(self, k: int, target: Pool | str) -> None:
@@ -200,11 +192,12 @@ class _World:
             place, model, ttft_s = api.place, api.model, api.ttft_s
             _require(api.tpot_s <= service.tpot_s, f"{target} is too slow for {bucket.name}")
             _require(bucket.prompt_tokens <= api.max_prompt_tokens, f"{bucket.name} is too long for {target}")
-        latency_s = self.problem.network.latency_s.get((bucket.origin, place), 0.0)
+        latency_s = self.problem.network.way_s(bucket.origin, place)
         _require(place in self.places[bucket.group], f"{bucket.name} may not be served at {place}")
         _require(model in service.models, f"{model} may not answer {bucket.name}")
         _require(
             bucket.late or ttft_s + latency_s <= service.ttft_s,
             f"{bucket.name} is not served in time at {place}",
         )
-        _require(place != self.lost_place, f"{place} is lost, and yet serves {bucket.name}")
+        gone = self.loss is not None and not self.loss.spot and place == self.loss.place
+        _require(not gone, f"{place} is lost, and yet serves {bucket.name}")

@@ -44,7 +44,7 @@ def test_parts_sum_to_the_whole(seed: int, changes: dict[str, object]) -> None:
     assert sum(r.usd for r in rows) == pytest.approx(sum(cost.machines.values()))
     assert sum(c.usd for c in called) == pytest.approx(cost.api)
     by_place = facts.usd_by_place(plan, problem)
-    hours = work.hours(problem)
+    hours = problem.hours
     total = sum(usd * h for series in by_place.values() for usd, h in zip(series, hours, strict=True))
     assert total == pytest.approx(cost.total)
     flows = facts.flows(plan, problem)

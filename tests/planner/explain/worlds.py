@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stoa.fleet.policies.profile import Profile
+from stoa.planner.check import check
 from stoa.planner.problem import (
     Api,
     Bucket,
@@ -17,7 +18,6 @@ from stoa.planner.problem import (
     Problem,
     Rules,
     Service,
-    check,
 )
 
 DAY = (Period("00:00-12:00", 12.0, 30.0), Period("12:00-24:00", 12.0, 30.0))

@@ -12,7 +12,7 @@ import pytest
 
 from stoa.economics.export import columns, import_arrow
 from stoa.errors import InvalidTrace
-from stoa.planner.files.arrivals import Labels, read_trace, read_usage
+from stoa.planner.files.arrivals import Labels, is_usage, read_trace, read_usage
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -51,6 +51,7 @@ def test_dates_of_a_trace_are_kept(tmp_path: Path) -> None:
             b"2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,9\n"
         )
     )
+    assert not is_usage(path)
     found = read_trace(path, BERLIN)
     assert found.start is not None
     assert (found.start.at, found.start.wall) == (datetime(2023, 11, 16, 18, 15, 46, 680590, BERLIN), True)
@@ -91,6 +92,7 @@ def test_records_of_usage_may_be_parquet(tmp_path: Path) -> None:
 
 
 def _check_usage(path: Path) -> None:
+    assert is_usage(path)
     found = read_usage(path)
     assert found.start is not None
     assert found.start.at == datetime.fromtimestamp(1_714_968_000, UTC)

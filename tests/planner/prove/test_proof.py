@@ -14,7 +14,7 @@ from stoa.errors import ConfigError
 from stoa.fleet.policies.profile import Profile
 from stoa.planner.files import read_inputs
 from stoa.planner.files.replay import Replay, read_replay
-from stoa.planner.plan import Pool, without_spot
+from stoa.planner.plan import Pool
 from stoa.planner.problem import Offer, Place, Problem
 from stoa.planner.program import solve
 from stoa.planner.prove import prove, tune
@@ -183,7 +183,7 @@ def test_what_survives_a_loss_goes_where_the_plan_says(problem: Problem, replay:
     late = replay.requests.arrival_s >= lost_s
     parted = split(plan, ready, replay, {"market": np.where(late, 0.0, 1.0)})
     bucket = np.asarray(replay.requests.project)
-    for world, mine in (("as forecast", ~late), (without_spot("market"), late)):
+    for world, mine in (("as forecast", ~late), ("without spot at market", late)):
         for route in (r for r in plan.routes if r.world == world):
             chosen = mine & (bucket == route.bucket) & (replay.period_at(replay.requests.arrival_s) == 1)
             if chosen.sum() > 2000:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stoa.planner.files.late import allow_late
+from stoa.planner.eligible import allow_late
 from stoa.planner.files.throughput import Replica, fits_of
 from stoa.planner.problem import Problem
 
@@ -79,10 +79,7 @@ def applied(problem: Problem, changes: Sequence[Change]) -> Problem:
         problem = _applied(problem, change)
     kinds = {c.kind for c in changes}
     if "attainment" in kinds:
-        buckets, _ = allow_late(
-            problem.buckets, problem.fits, problem.offers, problem.apis, problem.services, problem.groups
-        )
-        problem = replace(problem, buckets=buckets)
+        problem = replace(problem, buckets=allow_late(problem)[0])
     return _refitted(problem) if kinds & {"ttft", "tpot", "attainment"} else problem
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from stoa.planner.explain.work import hours, likely, likely_routes, needed, offer_of, work_by_pool
-from stoa.planner.plan import Plan, Pool, Rented, api_usd, place_of, traffic_usd
+from stoa.planner.explain.work import needed, work_by_pool
+from stoa.planner.plan import Plan, Pool, Rented, api_usd, likely_routes, place_of, traffic_usd
 from stoa.planner.problem import Api, Offer, Problem
 from stoa.planner.program.view import HOUR_S
 
@@ -79,8 +79,8 @@ def rows(plan: Plan, problem: Problem) -> tuple[Row, ...]:
     used = {(row.place, row.machine) for row in found if row.offer.purchase == "reserved"}
     none = (0,) * len(problem.periods)
     for each in reserved(plan, problem):
-        offer = offer_of(problem, each.place, each.machine, "reserved")
-        if (each.place, each.machine) not in used and offer is not None:
+        if (each.place, each.machine) not in used:
+            offer = problem.offer(each.place, each.machine, "reserved")
             found.append(Row(each.place, each.machine, "", "", offer, none, each.usd, 0.0))
     return tuple(sorted(found, key=lambda row: (order[row.place], -row.usd, row.machine, row.model)))
 
@@ -88,8 +88,7 @@ def rows(plan: Plan, problem: Problem) -> tuple[Row, ...]:
 def _row(plan: Plan, problem: Problem, each: Rented, tokens: float) -> Row:
     """`tokens`: of the whole pool."""
     pool = each.pool
-    offer = offer_of(problem, pool.place, pool.machine, each.purchase)
-    assert offer is not None, "the plan is of another problem"
+    offer = problem.offer(pool.place, pool.machine, each.purchase)
     run_h = _run_h(problem, each)
     usd = run_h * offer.hourly_usd * offer.availability
     if each.purchase == "reserved":
@@ -106,26 +105,27 @@ def _row(plan: Plan, problem: Problem, each: Rented, tokens: float) -> Row:
 
 
 def _there_h(problem: Problem, each: Rented) -> float:
-    offer = offer_of(problem, each.pool.place, each.pool.machine, each.purchase)
-    return _run_h(problem, each) * (offer.availability if offer is not None else 1.0)
+    return (
+        _run_h(problem, each) * problem.offer(each.pool.place, each.pool.machine, each.purchase).availability
+    )
 
 
 def _run_h(problem: Problem, each: Rented) -> float:
-    return sum(n * h for n, h in zip(each.counts, hours(problem), strict=True))
+    return sum(n * h for n, h in zip(each.counts, problem.hours, strict=True))
 
 
 def reserved(plan: Plan, problem: Problem) -> tuple[Reserved, ...]:
     found = []
     work = {pool: needed(problem, series) for pool, series in work_by_pool(plan, problem).items()}
     for (place, machine), count in plan.reserved.items():
-        offer = offer_of(problem, place, machine, "reserved")
-        if not count or offer is None:
+        if not count:
             continue
+        offer = problem.offer(place, machine, "reserved")
         busy_h = sum(
             h * min(n, asked)
             for r in plan.rented
             if (r.pool.place, r.pool.machine, r.purchase) == (place, machine, "reserved") and r.pool in work
-            for h, n, asked in zip(hours(problem), r.counts, work[r.pool], strict=True)
+            for h, n, asked in zip(problem.hours, r.counts, work[r.pool], strict=True)
         )
         paid_h = count * problem.horizon_h
         found.append(
@@ -140,7 +140,7 @@ def reserved(plan: Plan, problem: Problem) -> tuple[Reserved, ...]:
 def flows(plan: Plan, problem: Problem) -> tuple[Flow, ...]:
     parts: dict[tuple[str, str], dict[Target, float]] = {}
     tokens: dict[tuple[str, str], float] = defaultdict(float)
-    for route, rates in likely_routes(plan, problem):
+    for route, rates in likely_routes(problem, plan.routes):
         bucket = problem.buckets[route.bucket]
         kind = (bucket.service, bucket.group)
         requests = _sum(problem, rates)
@@ -165,12 +165,12 @@ def flows(plan: Plan, problem: Problem) -> tuple[Flow, ...]:
 
 
 def _sum(problem: Problem, rates: tuple[float, ...]) -> float:
-    return sum(r * h * HOUR_S for r, h in zip(rates, hours(problem), strict=True))
+    return sum(r * h * HOUR_S for r, h in zip(rates, problem.hours, strict=True))
 
 
 def tokens_by_target(plan: Plan, problem: Problem) -> dict[Target, float]:
     found: dict[Target, float] = defaultdict(float)
-    for route, rates in likely_routes(plan, problem):
+    for route, rates in likely_routes(problem, plan.routes):
         bucket = problem.buckets[route.bucket]
         found[route.target] += _sum(problem, rates) * (bucket.prompt_tokens + bucket.output_tokens)
     return dict(found)
@@ -181,7 +181,9 @@ def called(plan: Plan, problem: Problem) -> tuple[Called, ...]:
     found = []
     tokens = tokens_by_target(plan, problem)
     for api in problem.apis:
-        mine = [(route, rates) for route, rates in likely_routes(plan, problem) if route.target == api.name]
+        mine = [
+            (route, rates) for route, rates in likely_routes(problem, plan.routes) if route.target == api.name
+        ]
         if mine:
             rates = tuple(sum(each) for each in zip(*(rates for _, rates in mine), strict=True))
             usd = sum(_sum(problem, r) * api_usd(problem, route) for route, r in mine)
@@ -192,7 +194,7 @@ def called(plan: Plan, problem: Problem) -> tuple[Called, ...]:
 def survived(plan: Plan, problem: Problem) -> tuple[str, ...]:
     """Losses that the plan has routes for, as its worlds are called. Which routes is left to chance where several would do,
     since they cost nothing in the reckoning; that there are some is what counts."""
-    return tuple(sorted({route.world for route in plan.routes} - set(likely(problem))))
+    return tuple(sorted({route.world for route in plan.routes} - {s.name for s in problem.likely}))
 
 
 def name_of(problem: Problem, target: Target) -> str:
@@ -208,14 +210,14 @@ def usd_by_place(plan: Plan, problem: Problem) -> dict[str, list[float]]:
     """By place and period: USD of an hour, for machines, tokens and traffic. Sums, times hours, to the plan's cost."""
     found: dict[str, list[float]] = {p.name: [0.0] * len(problem.periods) for p in problem.places}
     for each in plan.rented:
-        offer = offer_of(problem, each.pool.place, each.pool.machine, each.purchase)
-        if offer is not None and each.purchase != "reserved":
+        offer = problem.offer(each.pool.place, each.pool.machine, each.purchase)
+        if each.purchase != "reserved":
             for t, count in enumerate(each.counts):
                 found[each.pool.place][t] += count * offer.hourly_usd * offer.availability
     for one in reserved(plan, problem):
         for t in range(len(problem.periods)):
             found[one.place][t] += one.count * one.hourly_usd
-    for route, rates in likely_routes(plan, problem):
+    for route, rates in likely_routes(problem, plan.routes):
         each_usd = api_usd(problem, route)
         each_usd += traffic_usd(problem, route.bucket, place_of(problem, route.target))
         for t, rate in enumerate(rates):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import shorten
 
-from stoa.planner.explain import facts, work
+from stoa.planner.explain import facts
 from stoa.planner.explain.facts import Called, Row
 from stoa.planner.explain.text import amount, between, large, listed, percent, spans, table, usd
 from stoa.planner.explain.values import Served
@@ -128,7 +128,8 @@ def _reason(problem: Problem, purchase: Purchase, mine: Mapping[Offer, Sequence[
 
 def _instead(problem: Problem, offer: Offer) -> str:
     """Compared with the same machine by the hour."""
-    other = work.offer_of(problem, offer.place, offer.machine, "on_demand")
+    key = (offer.place, offer.machine, "on_demand")
+    other = next((o for o in problem.offers if (o.place, o.machine, o.purchase) == key), None)
     if other is None or other.limit == 0 or offer.purchase not in ("reserved", "spot"):
         return ""
     share = offer.hourly_usd / other.hourly_usd
@@ -143,7 +144,7 @@ def _most(rows: Sequence[Row]) -> int:
 
 
 def _run_h(problem: Problem, rows: Sequence[Row]) -> float:
-    hours = work.hours(problem)
+    hours = problem.hours
     return sum(n * h for row in rows for n, h in zip(row.counts, hours, strict=True))
 
 

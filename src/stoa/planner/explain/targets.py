@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from stoa.planner.eligible import api_in_time, in_time
 from stoa.planner.explain.changes import Change, applied, rounded_up
 from stoa.planner.problem import Bucket, Fit, Group, Problem, Service
-from stoa.planner.program.view import api_in_time, in_time
 
 _ROOM = 1.1  # a target that is just kept leaves a replica no room for a second request
 _TRIES = 6
@@ -141,7 +141,7 @@ def _by_attainment(problem: Problem) -> tuple[Change, ...] | None:
 
 
 def _latency_s(problem: Problem, bucket: Bucket, place: str) -> float:
-    return problem.network.latency_s.get((bucket.origin, place), 0.0)
+    return problem.network.way_s(bucket.origin, place)
 
 
 def _tpot_s(fit: Fit, bucket: Bucket, service: Service, k: int) -> float:

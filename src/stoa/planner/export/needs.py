@@ -11,7 +11,7 @@ from stoa.errors import ConfigError
 from stoa.fleet.policies.contract import FleetPlan
 from stoa.planner import accelerators
 from stoa.planner.livefacts import Site, guessed_site, slugs
-from stoa.planner.plan import Plan, Pool, Rented, Route
+from stoa.planner.plan import Plan, Pool, Rented, likely_routes
 from stoa.planner.problem import MachineType, Problem, Purchase
 
 PORT = 8000
@@ -113,15 +113,15 @@ def total(some: Iterable[Need], plan: Plan, period: int | None) -> tuple[int, in
     return min(chosen), max(chosen)
 
 
-def rate_per_replica(some: Sequence[Need], plan: Plan, problem: Problem, routes: Sequence[Route]) -> float:
+def rate_per_replica(some: Sequence[Need], plan: Plan, problem: Problem) -> float:
     """Requests a second that a replica of these is planned to serve, in its busiest period."""
     pools = {n.pool for n in some}
+    sent = [rates for route, rates in likely_routes(problem, plan.routes) if route.target in pools]
     busiest = 0.0
     for t in range(len(problem.periods)):
         replicas = sum(plan.replicas(pool, t) for pool in pools)
-        sent = sum(r.shares[t] * problem.buckets[r.bucket].rates[t] for r in routes if r.target in pools)
         if replicas:
-            busiest = max(busiest, sent / replicas)
+            busiest = max(busiest, sum(rates[t] for rates in sent) / replicas)
     return busiest
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from stoa.planner.export.needs import PORT, Names, Need, as_yaml, needs, rate_per_replica, total
 from stoa.planner.livefacts import LiveFacts
-from stoa.planner.plan import USUAL, Plan
+from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem
 
 _START_S = 1200  # a machine, its image, and the model's weights
@@ -70,8 +70,7 @@ def _policy(some: Sequence[Need], plan: Plan, problem: Problem, period: int | No
     least, most = total(some, plan, period)
     policy: dict[str, Any] = {"min_replicas": least, "max_replicas": most}
     if most > least:  # it scales by requests; else it would not take two different numbers
-        routes = [r for r in plan.routes if r.world in {USUAL, *(s.name for s in problem.scenarios)}]
-        rate = rate_per_replica(some, plan, problem, routes) / max(1, len(problem.scenarios))
+        rate = rate_per_replica(some, plan, problem)
         policy["target_qps_per_replica"] = max(0.001, round(rate, 3))
     if _is_spot(some):
         lasting = [n for n in some if n.market != "spot"]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stoa.economics.export import import_arrow
 from stoa.errors import InvalidTrace
 from stoa.planner.files.clock import Start
+from stoa.planner.prices.rows import read_header
 from stoa.simulator.traces import LATEST_S, load_requests
 
 Floats = NDArray[np.float64]
@@ -88,6 +89,13 @@ class Arrivals:
             self.service_class.part(which),
             self.start,
         )
+
+
+def is_usage(path: Path) -> bool:
+    """Whether it is Stoa's own export of usage, by its columns."""
+    if _is_parquet(path):
+        return "completion_tokens" in _table(path).column_names
+    return path.name.endswith((".csv", ".csv.gz")) and "completion_tokens" in read_header(path)
 
 
 def read_trace(path: Path, zone: ZoneInfo, *, sort: bool = False) -> Arrivals:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import structs
 
 from stoa.errors import ConfigError
+from stoa.planner.check import check
+from stoa.planner.eligible import allow_late
 from stoa.planner.files import document as doc
 from stoa.planner.files import units
 from stoa.planner.files.apis import read_apis
@@ -19,7 +21,6 @@ from stoa.planner.files.asking import kinds, read_services
 from stoa.planner.files.clock import Clock, Start, assumed_start, read_clock, read_start, read_zone
 from stoa.planner.files.decode import read_document
 from stoa.planner.files.demand import Bucketed, Sizes, bucketed
-from stoa.planner.files.late import allow_late
 from stoa.planner.files.network import read_network
 from stoa.planner.files.residency import Residency, read_residency
 from stoa.planner.files.safety import read_margin, read_scenarios, work_of
@@ -27,7 +28,7 @@ from stoa.planner.files.sites import read_sites
 from stoa.planner.files.table import read_projects, read_table
 from stoa.planner.files.throughput import fits_of, read_replicas
 from stoa.planner.files.units import Exchange
-from stoa.planner.problem import Bucket, Period, Place, Problem, Rules, check
+from stoa.planner.problem import Bucket, Period, Place, Problem, Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
     whatever the document names."""
     document, folder = read_document(path), path.parent
     if usage is not None:
-        demand = replace(document.demand, trace=None, table=None, usage=str(usage.resolve()))
-        document = replace(document, demand=demand)
+        demand = structs.replace(document.demand, trace=None, table=None, usage=str(usage.resolve()))
+        document = structs.replace(document, demand=demand)
     exchange = read_exchange(document)
     clock = read_clock(document.periods, document.time_zone)
     services = read_services(document.service)
@@ -63,27 +64,29 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
     buckets = _buckets(document, asked.sizes, asked.rates)
     replicas, left_out = read_replicas(document, sites.machines, folder)
     network, known = read_network(document, places, exchange), {s.name: s for s in services}
-    fits = fits_of(replicas, buckets, known, network)
-    buckets, late = allow_late(buckets, fits, sites.offers, apis, services, asked.residency.groups)
-    if late:
-        fits = fits_of(replicas, buckets, known, network)
-    sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
-    work = work_of(fits, sizes[:, 0], sizes[:, 1])
-    margin = read_margin(document, asked.bucketed, work, clock.periods, buckets, services)
     problem = Problem(
         clock.periods,
         places,
         sites.machines,
         sites.offers,
-        fits,
+        fits_of(replicas, buckets, known, network),
         services,
         asked.residency.groups,
         buckets,
         apis,
         network,
-        _rules(document.rules, margin, exchange),
-        read_scenarios(document.safety, asked.bucketed, work, clock.periods),
-        sites.committed,
+        committed=sites.committed,
+    )
+    buckets, late = allow_late(problem)
+    if late:
+        problem = replace(problem, buckets=buckets, fits=fits_of(replicas, buckets, known, network))
+    sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
+    work = work_of(problem.fits, sizes[:, 0], sizes[:, 1])
+    margin = read_margin(document, asked.bucketed, work, clock.periods, buckets, services)
+    problem = replace(
+        problem,
+        rules=_rules(document.rules, margin, exchange),
+        scenarios=read_scenarios(document.safety, asked.bucketed, work, clock.periods),
     )
     notes = (*asked.notes, *sites.notes, *left_out, *late)
     return Inputs(check(problem), notes, asked.bucketed, asked.trace)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stoa.errors import ConfigError
 from stoa.planner.files import units
-from stoa.planner.files.arrivals import Arrivals, read_trace, read_usage
+from stoa.planner.files.arrivals import Arrivals, is_usage, read_trace, read_usage
 from stoa.planner.files.asking import kinds
 from stoa.planner.files.clock import (
     QUARTER_S,
@@ -61,7 +61,7 @@ def read_replay(
     document = read_document(document_path)
     clock = read_clock(document.periods, document.time_zone)
     zone = read_zone(document.demand.time_zone, "demand.time_zone")
-    arrivals = read_usage(trace) if _is_usage(trace) else read_trace(trace, zone, sort=document.demand.sort)
+    arrivals = read_usage(trace) if is_usage(trace) else read_trace(trace, zone, sort=document.demand.sort)
     begin_s = 0.0 if begin is None else units.seconds(begin, "from")
     end_s = float(arrivals.arrival_s[-1]) + 1e-6 if until is None else units.seconds(until, "until")
     arrivals = arrivals.part(slice(*np.searchsorted(arrivals.arrival_s, [begin_s, end_s])))
@@ -83,13 +83,6 @@ def _placed(requests: Requests, clock: Clock, start: Start, begin_s: float, end_
     parts = quarters(clock, start, begin_s, end_s)
     offset_s = (begin_s + offset_of(start)) % QUARTER_S
     return Replay(requests, end_s - begin_s, parts.period.astype(np.int64), offset_s)
-
-
-def _is_usage(path: Path) -> bool:
-    if path.suffix != ".csv":
-        return False
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return "completion_tokens" in file.readline()
 
 
 def _nearest(arrivals: Arrivals, found: Sequence[Kind], kind: Places, buckets: Sequence[Bucket]) -> Places:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stoa.errors import ConfigError
+from stoa.planner.eligible import api_in_time, in_time
 from stoa.planner.plan import Pool, traffic_usd
-from stoa.planner.problem import Api, Bucket, Fit, Offer, Problem, Service
+from stoa.planner.problem import Fit, Offer, Problem
 from stoa.planner.program.dominated import needed
 from stoa.planner.program.worlds import World, worlds
 from stoa.programs import Floats, Places
@@ -58,8 +59,7 @@ def view(problem: Problem) -> View:
     idle = np.setdiff1d(np.arange(len(pools)), [j for _, j in options])
     load[:, idle] = usd[:, idle] = np.inf
     may = tuple(replace(w, lost=w.lost[keep]) for w in may)
-    hours = np.array([p.hours * p.times for p in problem.periods])
-    return View(problem, pools, fits, options, load, usd, hours, may)
+    return View(problem, pools, fits, options, load, usd, np.array(problem.hours), may)
 
 
 def _pools(problem: Problem) -> tuple[tuple[Pool, ...], tuple[Fit, ...], tuple[tuple[Offer, int], ...]]:
@@ -95,23 +95,6 @@ def _matrices(problem: Problem, pools: tuple[Pool, ...], fits: tuple[Fit, ...]) 
     return load, usd
 
 
-def in_time(problem: Problem, bucket: Bucket, service: Service, fit: Fit, place: str, k: int) -> bool:
-    """May and can a replica at the place answer a request of the bucket?"""
-    latency_s = problem.network.latency_s.get((bucket.origin, place), 0.0)
-    return (
-        fit.model in service.models
-        and np.isfinite(fit.load_s[k])
-        and (bucket.late or fit.ttft_s[k] + latency_s <= service.ttft_s)
-        and bucket.adapters_gib <= fit.adapters_gib
-    )
-
-
-def api_in_time(problem: Problem, bucket: Bucket, service: Service, api: Api) -> bool:
-    latency_s = problem.network.latency_s.get((bucket.origin, api.place), 0.0)
-    fast = (bucket.late or api.ttft_s + latency_s <= service.ttft_s) and api.tpot_s <= service.tpot_s
-    return api.model in service.models and fast and bucket.prompt_tokens <= api.max_prompt_tokens
-
-
 def _why_not(problem: Problem, k: int) -> str:
     """Why nothing serves the bucket, and the fastest there would be."""
     bucket = problem.buckets[k]
@@ -122,11 +105,11 @@ def _why_not(problem: Problem, k: int) -> str:
     for fit in problem.fits:
         for place, machine in offered:
             if machine == fit.machine and fit.model in service.models and place in group.places:
-                delay_s = problem.network.latency_s.get((bucket.origin, place), 0.0)
+                delay_s = problem.network.way_s(bucket.origin, place)
                 able.append((fit.ttft_s[k] + delay_s, f"{fit.model} on {machine} at {place}"))
     for api in problem.apis:
         if api.model in service.models and api.place in group.places:
-            delay_s = problem.network.latency_s.get((bucket.origin, api.place), 0.0)
+            delay_s = problem.network.way_s(bucket.origin, api.place)
             able.append((api.ttft_s + delay_s, f"{api.name} at {api.place}"))
     if not able:
         where = ", ".join(sorted(group.places)) or "nowhere"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stoa.planner.plan import USUAL, without, without_spot
+from stoa.planner.losses import losses
 from stoa.planner.problem import Offer, Problem
 from stoa.programs import Flags, Floats
 
@@ -29,43 +29,18 @@ class World:
 
 
 def worlds(problem: Problem, options: Options) -> tuple[World, ...]:
-    """First those that are likely, then losses."""
+    """First those that are likely, then losses. Services that could then not be served must not have `survives`."""
     margin = np.array([problem.margin(t) for t in range(len(problem.periods))])
-    base = np.array([b.rates for b in problem.buckets], np.float64).reshape(len(problem.buckets), -1)
-    lost_nothing = np.zeros(len(options), np.bool_)
+    base = margin * np.array([b.rates for b in problem.buckets], np.float64).reshape(len(problem.buckets), -1)
+    whole = np.zeros(len(options), np.bool_)
     usual = [
-        World(name, base * factors * margin, base * factors * likely, lost_nothing, frozenset(), 1.0)
-        for name, likely, factors in _scenarios(problem)
+        World(s.name, base * s.factors, base / margin * s.factors * s.probability, whole, frozenset(), 1.0)
+        for s in problem.likely
     ]
-    return (*usual, *_losses(problem, options, base * margin))
-
-
-def _scenarios(problem: Problem) -> list[tuple[str, float, Floats]]:
-    if not problem.scenarios:
-        return [(USUAL, 1.0, np.ones(len(problem.periods)))]
-    return [(s.name, s.probability, np.array(s.factors)) for s in problem.scenarios]
-
-
-def _losses(problem: Problem, options: Options, rates: Floats) -> list[World]:
-    """A world for each place that may be lost, and for the spot machines of each place. Services that could then not be
-    served must not have `survives`."""
     survives = {s.name: s.survives for s in problem.services}
-    needed = np.array([[survives[b.service]] for b in problem.buckets])
-    kept, free = rates * needed, np.zeros_like(rates)
-    found = []
-    if problem.rules.survive_place:
-        for place in [p.name for p in problem.places]:
-            lost = np.array([o.place == place for o, _ in options])
-            if lost.any() or any(a.place == place for a in problem.apis):
-                gone = frozenset([place])
-                found.append(World(without(place), kept, free, lost, gone, problem.rules.strain))
-    if problem.rules.survive_spot:
-        for place in [p.name for p in problem.places]:
-            lost = np.array([o.place == place and o.purchase == "spot" for o, _ in options])
-            if lost.any() and not (problem.rules.survive_place and _only_spot(place, options)):
-                found.append(World(without_spot(place), kept, free, lost, frozenset(), problem.rules.strain))
-    return found
-
-
-def _only_spot(place: str, options: Options) -> bool:
-    return all(o.purchase == "spot" for o, _ in options if o.place == place)
+    kept, free = base * [[survives[b.service]] for b in problem.buckets], np.zeros_like(base)
+    for loss in losses(problem):
+        lost = np.array([loss.takes(offer) for offer, _ in options], np.bool_)
+        gone = frozenset() if loss.spot else frozenset([loss.place])
+        usual.append(World(loss.name, kept, free, lost, gone, problem.rules.strain))
+    return tuple(usual)

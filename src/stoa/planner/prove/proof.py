@@ -12,7 +12,7 @@ from stoa.errors import ConfigError
 from stoa.fleet.policies.facts import Bounds, Slo
 from stoa.planner.files.replay import Replay
 from stoa.planner.plan import Plan, Pool, cost_of, place_of, traffic_usd
-from stoa.planner.problem import Api, Fit, Period, Problem, Service
+from stoa.planner.problem import Fit, Period, Problem, Service
 from stoa.planner.prove.market import Market, market_of, spot_there
 from stoa.planner.prove.scheduled import Scheduled
 from stoa.planner.prove.split import split
@@ -182,11 +182,7 @@ class _Trial:
         )  # fmt: skip
 
     def _fit(self, pool: Pool) -> Fit:
-        fit = next(
-            f
-            for f in self.problem.fits
-            if (f.machine, f.model, f.pace) == (pool.machine, pool.model, pool.pace)
-        )
+        fit = self.problem.fit(pool.machine, pool.model, pool.pace)
         if fit.profile is None:
             raise ConfigError(f"{pool.name}: nothing says how long its steps take", param="throughput")
         return fit
@@ -196,14 +192,13 @@ class _Trial:
         return min(asked, default=min(s.ttft_s for s in self.problem.services))
 
     def _latency_s(self, place: str, mine: Places) -> Floats:
-        known = self.problem.network.latency_s
-        each = np.array([known.get((b.origin, place), 0.0) for b in self.problem.buckets])
+        each = np.array([self.problem.network.way_s(b.origin, place) for b in self.problem.buckets])
         return np.asarray(each[self.bucket[mine]], np.float64)
 
     # -- hosted models, and money
 
     def _api(self, name: str, mine: Places) -> float:
-        api: Api = next(a for a in self.problem.apis if a.name == name)
+        api = self.problem.api(name)
         self.ttft_s[mine] = api.ttft_s + self._latency_s(api.place, mine)
         self.tpot_s[mine] = api.tpot_s
         requests = self.replay.requests.part(mine[self.counted[mine]])

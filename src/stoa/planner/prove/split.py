@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stoa.planner.files.replay import Replay
-from stoa.planner.plan import USUAL, Plan, Pool, without_spot
+from stoa.planner.losses import Loss
+from stoa.planner.plan import Plan, Pool
 from stoa.planner.problem import Problem
 from stoa.planner.program.view import view
 from stoa.programs import Floats, Places
@@ -32,7 +33,7 @@ def split(plan: Plan, problem: Problem, replay: Replay, there: Mapping[str, Floa
     the plan has for that loss, if it is to be survived."""
     worlds = {_likeliest(problem): np.ones(len(replay.requests))}
     planned = {r.world for r in plan.routes}
-    lost = {without_spot(place): 1 - share for place, share in (there or {}).items()}
+    lost = {Loss(place, spot=True).name: 1 - share for place, share in (there or {}).items()}
     lost = {world: missing for world, missing in lost.items() if world in planned}
     whole = np.maximum(1.0, sum(lost.values(), np.zeros(len(replay.requests))))
     for world, missing in lost.items():
@@ -53,7 +54,7 @@ def split(plan: Plan, problem: Problem, replay: Replay, there: Mapping[str, Floa
 
 
 def _likeliest(problem: Problem) -> str:
-    return max(problem.scenarios, key=lambda s: s.probability).name if problem.scenarios else USUAL
+    return max(problem.likely, key=lambda s: s.probability).name
 
 
 def _shares(plan: Plan, problem: Problem, worlds: Sequence[str], targets: Sequence[Pool | str]) -> Floats:

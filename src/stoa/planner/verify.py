@@ -90,9 +90,14 @@ def _carbon(plan: Plan, problem: Problem) -> None:
     power = {m.name: m.power_kw or 0.0 for m in problem.machines}
     carbon = {p.name: p.carbon_g_per_kwh or 0.0 for p in problem.places}
     kg = sum(
-        count * p.hours * p.times * power[each.pool.machine] * carbon[each.pool.place] / 1000
+        count
+        * h
+        * power[each.pool.machine]
+        * carbon[each.pool.place]
+        / 1000
+        * problem.offer(each.pool.place, each.pool.machine, each.purchase).availability
         for each in plan.rented
-        for count, p in zip(each.counts, problem.periods, strict=True)
+        for count, h in zip(each.counts, problem.hours, strict=True)
     )
     _require(kg <= problem.rules.carbon_kg * (1 + _EPS), f"{kg:.1f} kg of carbon exceed the limit")
 

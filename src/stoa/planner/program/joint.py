@@ -5,7 +5,7 @@ R[c]        machines committed to for the whole horizon, whole
 C4  sum of n[t,m] over a commitment's models <= R[c]
 C8  |N[t,o] - N[t-1,o]| <= ramp         machines that come or go at once, of each offer that is rented by the hour
 C9  cost <= budget
-C10 power drawn, times carbon, <= carbon
+C10 power that machines draw while they are there, times its carbon, <= carbon
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _carbon(program: Program, v: View, rows: Sequence[Rows]) -> int:
     row = program.row((1,), high=v.problem.rules.carbon_kg)
     machines = {m.name: m.power_kw or 0.0 for m in v.problem.machines}
     places = {p.name: p.carbon_g_per_kwh or 0.0 for p in v.problem.places}
-    kg = np.array([machines[o.machine] * places[o.place] / 1000 for o, _ in v.options])
+    kg = np.array([o.availability * machines[o.machine] * places[o.place] / 1000 for o, _ in v.options])
     for t, period in enumerate(rows):
         program.add((period.n, kg * v.hours[t]), into=np.full(len(kg), row[0]))
     return int(row[0])

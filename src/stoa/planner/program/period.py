@@ -8,7 +8,7 @@ C2  sum_k rate[w,k] load[k,j] x[w,k,j] <= strain[w] sum_m there[w,m] n[m]    wit
 C3  sum of n over an offer's models <= limit                                 machines that there are
 C4  sum of n over a commitment's models <= R                                 reserved ones are committed to
 C5  sum_k adapters[k] x[w,k,j] <= room[j] sum_m there[w,m] n[m]              adapters stay in memory
-C6  C1, C2 and C5 for each loss w                                            what is lost is missed by nobody
+C6  C1, C2, C5 and C7 for each loss w                                        what is lost is missed by nobody
 C7  sum_k rate[w,k] x[w,k,a] <= requests of API a a second; tokens likewise  APIs have limits
 """
 

@@ -25,8 +25,8 @@ from stoa.planner.profiles.models import ModelShape, decoder
 from stoa.planner.profiles.roofline import MEASURED, Efficiency, roofline
 
 BLOOM = decoder(
-    "bloom-176b", layers=70, hidden=14_336, intermediate=57_344, heads=112, kv_heads=112, vocab=250_880,
-    gated=False, tied=True,
+    "bloom-176b", layers=70, hidden=14_336, heads=112, kv_heads=112, vocab=250_880, tied=True,
+    intermediate=57_344 * 2 // 3,  # its MLPs are two matrices, not three
 )  # fmt: skip
 SPLITWISE = {"a100-80gb": "A100-80GB", "h100-80gb": "H100"}
 HELIX = {"a100": "A100-40GB", "l4": "L4", "t4": "T4", "v100": "V100"}

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from stoa.bench.machine import machine_facts
 from stoa.fleet.policies.facts import Decision, Launch, Slo, Snapshot
 from stoa.fleet.policies.profile import Profile
 from stoa.planner.accelerators import find
-from stoa.planner.profiles import find_model, load_of, loads_of, mixed_load, read_table, roofline
+from stoa.planner.profiles import find_model, loads_of, read_table, roofline
+from stoa.planner.profiles.service import AGAIN, FREE_OUTPUT, FREE_PROMPT, SHORT_FROM
 from stoa.simulator import Options, Requests, Result, Zone, load_requests, simulate
 
 NEVER = 1e9  # a target that everything keeps
@@ -55,8 +58,6 @@ def main() -> None:
     report["one size"] = singles(args.count)
     for kind in ("no targets", "same tpot", "same ttft", "different tpot", "different ttft"):
         report[f"mixtures, {kind}"] = mixtures(args.count, kind)
-        if "different" in kind:
-            report[f"mixtures, {kind}, loads together"] = mixtures(args.count, kind, together=True)
     report["trace"] = trace(args.data / "traces" / "azure2023_conv.csv.gz")
     print(json.dumps(report, indent=1))
     if args.out:
@@ -84,17 +85,19 @@ def singles(count: int) -> dict[str, Any]:
     rng, right, off = random.Random(11), {"0.95 is stable": 0, "1.08 grows": 0, "1.2 grows": 0}, 0
     for _ in range(count):
         profile, prompt, output = drawn(rng), size(rng, 10, 8000), size(rng, 2, 1000)
-        load_s, _ = load_of(profile, prompt, output, NEVER, NEVER)
+        load_s = loads_of([profile], prompt, output, NEVER, NEVER)[0].item()
         if load_s == np.inf:
             off += 1
             continue
+        alone = mixed_load(profile, *(np.array([v]) for v in (1 / load_s, prompt, output, NEVER, NEVER)))
+        assert abs(alone - 1) < 1e-6, "the two reckonings differ"
         for at, name in zip((0.95, 1.08, 1.2), right, strict=True):
             growth, _ = growing(profile, at / load_s, np.full(12_000, prompt), np.full(12_000, output))
             right[name] += (growth > GROWS) == (at > 1)
     return {"replicas": count - off, **right}
 
 
-def mixtures(count: int, kind: str, together: bool = False) -> dict[str, Any]:
+def mixtures(count: int, kind: str) -> dict[str, Any]:
     """Two, four or eight sizes in random shares whose loads sum to 1. `fullness`: how full they make the replica by
     `mixed_load`; above 1 adding loads promised too much. Without targets also by simulation."""
     rng, shares = random.Random(12), np.random.default_rng(12)
@@ -104,7 +107,7 @@ def mixtures(count: int, kind: str, together: bool = False) -> dict[str, Any]:
         prompt = np.array([size(rng, 10, 8000) for _ in range(many)])
         output = np.array([size(rng, 2, 1000) for _ in range(many)])
         ttft, tpot = targets(rng, kind, profile, prompt)
-        loads = loads_of([profile], prompt, output, ttft, tpot, together=together)[0][0]
+        loads = loads_of([profile], prompt, output, ttft, tpot)[0][0]
         if not np.isfinite(loads).all() or (prompt + output > profile.kv_tokens / 2).any():
             continue
         rates = shares.dirichlet(np.ones(many)) / loads
@@ -117,6 +120,58 @@ def mixtures(count: int, kind: str, together: bool = False) -> dict[str, Any]:
             stable, grows = stable + (growth[0] <= GROWS), grows + (growth[1] > GROWS)
     found = {"mixtures": count, "fullness": quantiles(fullness)}
     return found | ({"0.95 is stable": stable, "1.2 grows": grows} if kind == "no targets" else {})
+
+
+def mixed_load(
+    p: Profile,
+    rates: np.ndarray,
+    prompt: np.ndarray,
+    output: np.ndarray,
+    ttft_s: np.ndarray,
+    tpot_s: np.ndarray,
+) -> float:
+    """How full a replica is that serves all of these sizes [C] at these rates (requests a second) together: 1 is as full as
+    the strictest of their targets allows. As `profiles.service` has it, which sees one size at a time."""
+    share, decoded, context = rates / rates.sum(), output - 1.0, prompt + output / 2
+
+    def at(r: float) -> SimpleNamespace:
+        begun = r * share
+        decoding, rows = begun @ decoded, begun @ prompt
+        base_s = p.fixed_s + p.decode_row_s * decoding + p.context_token_s * (begun @ (decoded * context))
+        room = max(p.max_batch_tokens - decoding, 1e-9)
+        steps = np.maximum(1, prompt / room) + rows / room * np.minimum(1, prompt / room)
+        return SimpleNamespace(
+            base_s=base_s, step_s=base_s + p.prompt_row_s * rows, room=room, decoding=decoding, rows=rows,
+            sequences=decoding + begun @ steps, memory=begun @ (decoded * context + steps * prompt),
+        )  # fmt: skip
+
+    def bears(r: float) -> bool:
+        s = at(r)
+        return s.decoding + s.rows <= p.max_batch_tokens and s.sequences <= p.max_num_seqs
+
+    def timely(r: float) -> bool:
+        s = at(r)
+        waits_s = -np.expm1(-s.sequences) * s.step_s / 2
+        first_s = waits_s + np.ceil(prompt / s.room) * s.base_s + p.prompt_row_s * (prompt + s.rows)
+        paced = (s.step_s - p.fixed_s) * (1 - 1 / p.max_num_seqs) <= spare_s[decoded > 0]
+        return bool(paced.all() and (first_s <= ttft_s).all())
+
+    spare_s = tpot_s - (p.fixed_s + p.decode_row_s + p.context_token_s * context)
+    usable = max(p.kv_tokens - share @ (FREE_PROMPT * prompt + FREE_OUTPUT * output), 1.0)
+    most = greatest(bears, min(p.max_num_seqs, p.max_batch_tokens / (share @ prompt)))
+    holds, keeps = greatest(lambda r: at(r).memory <= usable, most), greatest(timely, most)
+    short = np.clip((at(most).memory / usable - SHORT_FROM) / (1 - SHORT_FROM), 0, 1)
+    again_s = short * AGAIN * p.prompt_row_s * (share @ output)
+    full = min(holds / (at(holds).step_s + holds * again_s), keeps / at(keeps).step_s)
+    return float(rates.sum() / full)
+
+
+def greatest(fits: Callable[[float], bool], most: float) -> float:
+    low, high = 0.0, most
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def targets(

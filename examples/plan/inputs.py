@@ -41,8 +41,7 @@ AWS, SPOT = "prices/aws_gpu_instances_ondemand_us_east_1.csv", "prices/aws_gpu_s
 GCP, HOSTED = "prices/gcp_gpu_machine_types_ondemand_spot.csv", "prices/llm_api_prices.json"
 TIMES = "profiles/splitwise_perf_model.csv.gz"
 CATALOG = (
-    "InstanceType", "vCPUs", "MemoryGiB", "AcceleratorName", "AcceleratorCount", "GpuInfo", "Region", "AvailabilityZone",
-    "Price", "SpotPrice",
+    "InstanceType", "AcceleratorName", "AcceleratorCount", "GpuInfo", "Region", "AvailabilityZone", "Price", "SpotPrice",
 )  # fmt: skip
 
 
@@ -110,7 +109,7 @@ def catalog(document: Document, name: str, data: Path, source: str) -> Iterator[
     for machine in place.machine:
         p = prices.machine_at(found, machine.type, place.region)
         usd = (rounded(p.on_demand_usd), rounded(p.spot_usd))
-        yield p.machine, p.vcpus, p.memory_gib, p.accelerator, p.accelerators, gpu_info(p), p.region, "", *usd
+        yield p.machine, p.accelerator, p.accelerators, gpu_info(p), p.region, "", *usd
 
 
 def rounded(usd: float | None) -> str:

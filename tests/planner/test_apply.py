@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stoa.errors import ConfigError
 from stoa.fleet.policies.contract import ANY, FleetPlan, parse_plan
 from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.planner.apply import OVERFLOW_SHARE, fleet_plan
@@ -26,7 +25,7 @@ from tests.planner.problems import draw
 
 def applied(problem: Problem | None = None, plan: Plan | None = None, **more: float) -> FleetPlan:
     at = problem or hybrid.problem()
-    return fleet_plan(plan or hybrid.plan(at), at, **more)
+    return fleet_plan(plan or hybrid.plan(at), at, hybrid.facts(), **more)
 
 
 def test_machine_counts_become_targets() -> None:
@@ -179,8 +178,7 @@ def test_plans_of_problems_drawn_by_chance_can_be_followed(seed: int) -> None:
 
 def facts_of(tmp_path: Path, **changes: object) -> LiveFacts:
     path = write(files(tmp_path), document(**changes))
-    places = hybrid.problem().places
-    return live_facts(replace(hybrid.problem(), places=places), read_document(path))
+    return live_facts(hybrid.problem(), read_document(path))
 
 
 def test_a_document_tells_hours_regions_rules_and_classes(tmp_path: Path) -> None:
@@ -224,33 +222,3 @@ def test_a_document_tells_hours_regions_rules_and_classes(tmp_path: Path) -> Non
     assert {w.service for w in found.models[MODEL].weights} == {"interactive", "batch"}
     slow = next(r for r in found.models[MODEL].overflow if r.service == "batch")
     assert slow.wait_s == 30.0
-
-
-@pytest.mark.parametrize(
-    ("periods", "where"),
-    [
-        ([("p", 24, 30)], {(0, 0): 0, (6, 23): 0}),
-        ([("p", 7, 30), ("q", 17, 30)], {(0, 6): 0, (3, 7): 1, (6, 23): 1}),
-        ([("p", 24, 5), ("q", 12, 2), ("r", 12, 2)], {(4, 23): 0, (5, 0): 1, (6, 12): 2}),
-        ([("p", 100, 4), ("q", 68, 4)], {(0, 0): 0, (4, 3): 0, (4, 4): 1, (6, 23): 1}),
-    ],
-)
-def test_hours_are_guessed_where_periods_make_days_or_weeks(
-    periods: list[tuple[str, float, float]], where: dict[tuple[int, int], int]
-) -> None:
-    """From midnight on, from Monday on."""
-    made = tuple(Period(*p) for p in periods)
-    buckets = tuple(replace(b, rates=(1.0,) * len(made)) for b in hybrid.problem().buckets)
-    at = replace(hybrid.problem(), periods=made, buckets=buckets)
-    hours = live_facts(at).hours
-    assert {(d, h): hours[d][h] for d, h in where} == where
-
-
-@pytest.mark.parametrize(
-    "periods", [[("p", 12, 1), ("q", 13, 1)], [("p", 11.5, 1), ("q", 12.5, 1)], [("p", 24, 3), ("q", 24, 4)]]
-)
-def test_other_periods_need_the_document(periods: list[tuple[str, float, float]]) -> None:
-    """Rather than that machines come at a wrong hour."""
-    at = replace(hybrid.problem(), periods=tuple(Period(*p) for p in periods))
-    with pytest.raises(ConfigError, match="say nothing of the clock"):
-        live_facts(at)

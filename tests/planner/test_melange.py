@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks.planner.melange_program import Case, cheapest, draw_case, lacking, problem_of
 
 from stoa.planner.program import Unservable, solve
 from stoa.planner.verify import verify
-from tests.planner.melange import Case, cheapest, draw_case, lacking, problem_of
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -9,7 +9,7 @@ import pytest
 
 from stoa.errors import ConfigError
 from stoa.planner.check import check
-from stoa.planner.diff import Committed, Counted, Moved, Spent, diff, joined, spans, tell
+from stoa.planner.diff import Committed, Counted, Moved, Spent, diff, tell
 from stoa.planner.plan import Plan, Pool, Rented, Route, cost_of
 from stoa.planner.problem import (
     Api,
@@ -286,16 +286,16 @@ def test_moved_requests_are_counted_once() -> None:
     ]
 
 
-def test_names_of_hours_that_follow_each_other_are_put_together() -> None:
-    """Within a day and a kind of day; other names are listed, or given from the first to the last."""
-    assert joined(["08:00-09:00", "09:00-10:00", "11:00-12:00"]) == ["08:00-10:00", "11:00-12:00"]
-    assert joined(["weekday 22:00-24:00", "weekend 00:00-02:00"]) == [
-        "weekday 22:00-24:00",
-        "weekend 00:00-02:00",
-    ]
-    assert joined(["weekend 00:00-02:00", "weekend 02:00-04:00"]) == ["weekend 00:00-04:00"]
-    assert joined(["hour 3", "hour 4"]) == ["hour 3", "hour 4"]
-    assert joined(["hour 3", "hour 4", "hour 5", "hour 6"]) == ["hour 3 to hour 6"]
-    assert spans(["a", "b", "c"], (1, 2, 2), (1, 3, 2)) == [("b", 2, 3)]
-    assert spans(["a", "b"], (1, 1), (2, 2)) == [("always", 1, 2)]
-    assert spans(["a", "b"], (1, 1), (1, 1)) == []
+def test_machines_are_told_by_stretches_that_change_alike() -> None:
+    """Hours of different days apart; one change of all periods is told once, and what stays not at all."""
+    week = tuple(
+        f"{kind} {hours}" for kind in ("weekday", "weekend") for hours in ("00:00-12:00", "12:00-24:00")
+    )
+
+    def steps(before: tuple[int, ...], after: tuple[int, ...]) -> str:
+        (line,) = tell([Counted(Pool("here", "L4", "m"), "spot", week, before, after)]).splitlines()
+        return line.removeprefix("m on L4 at here (spot): ")
+
+    assert steps((1, 2, 2, 3), (1, 3, 3, 3)) == "weekday 12:00-24:00, weekend 00:00-12:00: 2 -> 3"
+    assert steps((1, 1, 0, 0), (0, 0, 1, 1)) == "weekday 00:00-24:00: 1 -> 0; weekend 00:00-24:00: 0 -> 1"
+    assert steps((1, 1, 1, 1), (2, 2, 2, 2)) == "always: 1 -> 2"

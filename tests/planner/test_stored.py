@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from stoa.errors import ConfigError
 from stoa.planner.plan import Costs, Plan, Pool, Rented, Route
-from stoa.planner.problem import PURCHASES, Rules
+from stoa.planner.problem import PURCHASES, Bucket, Rules
 from stoa.planner.program import sketch
-from stoa.planner.stored import Asked, Stored, named, onto, parse_stored, read_stored, to_json, write_stored
+from stoa.planner.stored import Stored, named, onto, parse_stored, read_stored, to_json, write_stored
 from tests.planner.problems import draw
 
 NAMES = st.text(max_size=8)
@@ -27,16 +27,9 @@ POOLS = st.builds(Pool, NAMES, NAMES, NAMES, NAMES)
 @st.composite
 def stored_plans(draws: st.DrawFn) -> Stored:
     periods = draws(st.lists(NAMES, min_size=1, max_size=4, unique=True))
-    asked = st.builds(
-        Asked,
-        service=NAMES,
-        group=NAMES,
-        origin=NAMES,
-        prompt_tokens=AMOUNTS,
-        output_tokens=AMOUNTS,
-        late=st.booleans(),
-    )
-    buckets = draws(st.lists(asked, min_size=1, max_size=4))
+    rates = st.tuples(*[AMOUNTS] * len(periods))
+    bucket = st.builds(Bucket, NAMES, NAMES, AMOUNTS, AMOUNTS, rates, NAMES, AMOUNTS, st.booleans())
+    buckets = draws(st.lists(bucket, min_size=1, max_size=4))
     counts = st.tuples(*[st.integers(0, 1000)] * len(periods))
     shares = st.tuples(*[st.floats(0, 1)] * len(periods))
     rented = st.builds(Rented, POOLS, st.sampled_from(PURCHASES), counts)
@@ -82,8 +75,8 @@ def small() -> dict[str, Any]:
         Costs({"on_demand": 3.0}, 1.0, 0.0),
         4.0,
     )
-    asked = Asked(service="s", group="g", prompt_tokens=10.0, output_tokens=5.0)
-    found: dict[str, Any] = json.loads(to_json(Stored(plan, ("day", "night"), (asked,))))
+    bucket = Bucket("s", "g", 10.0, 5.0, (1.0, 2.0))
+    found: dict[str, Any] = json.loads(to_json(Stored(plan, ("day", "night"), (bucket,))))
     return found
 
 
@@ -108,17 +101,21 @@ def broken(path: str, value: Any) -> str:
         ("version", None, "version"),
         ("periods", None, "periods"),
         ("color", "blue", "color"),
-        ("rented.0.counts", [1], r"rented\[0\].counts has 1 entries for 2 periods"),
+        ("rented.0.color", "blue", "a key is unknown"),
+        ("routes.0.world", None, "world"),
+        ("buckets.0.prompt_tokens", -2, r"buckets\[0\].tokens is -2"),
+        ("rented.0.counts", [1], r"rented\[0\].counts: 1 entries for 2 periods"),
         ("rented.0.counts.0", -1, "rented"),
         ("rented.0.counts.0", 1.5, "rented"),
         ("rented.0.purchase", "stolen", "stolen"),
         ("routes.0.bucket", 1, r"routes\[0\].bucket is 1; accepted: 0 to 0"),
         ("routes.0.shares.1", -0.1, "shares"),
         ("routes.0.shares", [1, 0, 0], "3 entries for 2 periods"),
-        ("routes.0.to", {"place": "p"}, "machine"),
+        ("routes.0.target", {"place": "p"}, "machine"),
         ("costs.api", "much", "api"),
+        ("costs.machines.spot", -1, "costs is -1"),
         ("periods", ["day", "day"], "stands twice"),
-        ("reserved.0.count", -3, "reserved"),
+        ("reserved.0.2", -3, "reserved"),
     ],
 )
 def test_what_is_no_plan_is_refused(path: str, value: Any, said: str) -> None:

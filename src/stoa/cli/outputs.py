@@ -10,9 +10,23 @@ from stoa.errors import ConfigError
 
 def check_outputs(**paths: Path | None) -> None:
     """Before the work whose results go there; by option. Raises ConfigError."""
+    given = [path for path in paths.values() if path is not None]
+    if len(set(given)) < len(given):
+        raise ConfigError(
+            f"the same file for several of {', '.join(f'--{name}' for name in paths)}", param="out"
+        )
     for name, path in paths.items():
         if path is not None and (fault := _fault(path)) is not None:
             raise ConfigError(f"--{name} {path}: {fault}", param=name)
+
+
+def make_folder(**folders: Path) -> None:
+    """Where results go, by option. Raises ConfigError."""
+    for name, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--{name} {folder}: {error.strerror}", param=name) from None
 
 
 def _fault(path: Path) -> str | None:

@@ -15,7 +15,10 @@ Kind = Literal["kubernetes", "ray", "skypilot"]
 def plan(
     document: Annotated[Path, typer.Argument(help="what is to be planned: plan.toml or plan.yaml")],
     gap: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="how far above the cheapest a plan may be, as a share")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="share of its cost that a plan may be above the bound that is proved"
+        ),
     ] = 0.005,
     time_limit_s: Annotated[float, typer.Option(min=1.0, help="for the search")] = 60.0,
     quick: Annotated[bool, typer.Option("--quick", help="a good plan at once, without a search")] = False,

@@ -71,7 +71,18 @@ def open_plan(
     followed = FollowedPlan(PlanFile(Path(settings.plan), model_id, machine=settings.machine))
     followed.tell(served.follow)
     followed.tell(lambda plan: _check_remotes(plan, remotes))
+    followed.tell(lambda plan: _check_zone(plan, settings))
     return followed
+
+
+def _check_zone(plan: ModelPlan, settings: Settings) -> None:
+    """Who runs replicas on this machine, and does not say where it is, is outside every place."""
+    if not settings.cluster and plan.has_residency and not plan.place_of(settings.zone):
+        log.warning(
+            "the plan does not know where this machine is; groups that may not be served everywhere are not served here",
+            zone=settings.zone,
+            accepted=", ".join(p.name for p in plan.file.places),
+        )
 
 
 def _check_remotes(plan: ModelPlan, remotes: Sequence[RemoteConfig]) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stoa.cli.administration import on_database
-from stoa.cli.outputs import check_outputs
-from stoa.errors import ConfigError, StoaError
+from stoa.cli.outputs import check_outputs, make_folder
+from stoa.errors import ConfigError, InvalidTrace, StoaError
+from stoa.versioned import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from stoa.planner.prove import Proof
     from stoa.simulator import SpotTrace
     from stoa.storage.database import Database
-
-_ALLOWED = 0.005  # that a promise may be missed by in a trial
 
 
 @dataclass(kw_only=True)
@@ -71,17 +71,24 @@ class Job:
                 self.once()
             except StoaError as error:
                 print(f"stoa: {error.message}; the old plan stays", file=sys.stderr, flush=True)
+            except Exception:  # the next time may find other files
+                traceback.print_exc()
             time.sleep(pause_s)
 
     def once(self) -> bool:
         """False if a trial showed that the plan does not keep its promises."""
         check_outputs(out=self.out, chart=self.chart, apply=self.apply)
+        if self.export is not None:
+            make_folder(to=self.to)
+        if self.chart is not None and self.chart.suffix != ".svg":
+            raise ConfigError(f"--chart {self.chart}: accepted: a file named .svg", param="chart")
         inputs = self._inputs()
+        self._check_sites(inputs)
         problem, made, diff = self._made(inputs)
         proof = self._proof(made, problem) if self.verify is not None else None
-        self._write(made, problem)
-        self._print(made, problem, inputs.notes, diff, proof)
-        return proof is None or _kept(proof)
+        self._write(made, inputs, problem)
+        self._print(made, problem, inputs, diff, proof)
+        return proof is None or proof.kept
 
     def _inputs(self) -> Inputs:
         from stoa.planner.files import read_inputs
@@ -89,7 +96,21 @@ class Job:
         if self.usage is None:
             return read_inputs(self.document)
         with _exported(self.usage, self.home, self.db) as path:
-            return read_inputs(self.document, usage=path)
+            try:
+                return read_inputs(self.document, usage=path)
+            except InvalidTrace as error:
+                told = error.message.removeprefix(f"{path}: ")
+                raise ConfigError(
+                    f"this server's records of the last {self.usage}: {told}", param="usage"
+                ) from None
+
+    def _check_sites(self, inputs: Inputs) -> None:
+        """Before a search whose plan could not be written."""
+        if self.apply is not None or self.export is not None:
+            from stoa.planner.apply import check_sites
+            from stoa.planner.livefacts import live_facts
+
+            check_sites(inputs.problem, live_facts(inputs.problem, inputs.document))
 
     # -- the plan
 
@@ -165,34 +186,33 @@ class Job:
 
     # -- what is left behind
 
-    def _write(self, made: Plan, problem: Problem) -> None:
-        if self.out is not None:
-            from stoa.planner.stored import named, write_stored
+    def _write(self, made: Plan, inputs: Inputs, problem: Problem) -> None:
+        """All of it is made before the first file is written."""
+        from stoa.planner.livefacts import live_facts
 
-            write_stored(named(made, problem), self.out)
+        facts = live_facts(problem, inputs.document)
+        files: dict[Path, bytes] = {}
+        if self.apply is not None:
+            from stoa.fleet.policies.contract import plan_json
+            from stoa.planner.apply import fleet_plan
+
+            files[self.apply] = plan_json(fleet_plan(made, problem, facts))
+        if self.export is not None:
+            exported = _exporter(self.export)(made, problem, facts)
+            files |= {self.to / name: text.encode() for name, text in exported.items()}
         if self.chart is not None:
             from stoa.planner.chart import draw
 
-            self.chart.write_text(draw(made, problem))
-        if self.apply is None and self.export is None:
-            return
-        from stoa.planner.files.decode import read_document
-        from stoa.planner.livefacts import live_facts
+            files[self.chart] = draw(made, problem).encode()
+        if self.out is not None:
+            from stoa.planner.stored import named, to_json
 
-        facts = live_facts(problem, read_document(self.document))
-        if self.apply is not None:
-            from stoa.fleet.policies.contract import write_plan
-            from stoa.planner.apply import fleet_plan
+            files[self.out] = to_json(named(made, problem))
+        for path, text in files.items():
+            write_bytes(text, path)
+            self._log(f"wrote {path}")
 
-            write_plan(fleet_plan(made, problem, facts), self.apply)
-        if self.export is not None:
-            self.to.mkdir(parents=True, exist_ok=True)
-            for name, text in _exporter(self.export)(made, problem, None, facts).items():
-                (self.to / name).write_text(text)
-
-    def _print(
-        self, made: Plan, problem: Problem, notes: tuple[str, ...], diff: str, proof: Proof | None
-    ) -> None:
+    def _print(self, made: Plan, problem: Problem, inputs: Inputs, diff: str, proof: Proof | None) -> None:
         from stoa.planner.explain import as_json, explain
         from stoa.planner.prove.words import proof_json, tell_proof
 
@@ -202,20 +222,18 @@ class Job:
                 facts["proof"] = proof_json(proof)
             if diff:
                 facts["diff"] = diff
+            facts["warnings"] = list(inputs.warnings)
             print(json.dumps(facts))
             return
-        print(explain(made, problem, notes))
-        for text in (diff, tell_proof(proof) if proof is not None else ""):
-            if text:
-                print(f"\n{text}")
+        if diff:
+            print(f"{diff}\n")
+        print(explain(made, problem, inputs.notes, warnings=inputs.warnings))
+        if proof is not None:
+            print(tell_proof(proof))
 
     def _log(self, text: str) -> None:
         if not self.as_json:
             print(text, file=sys.stderr, flush=True)
-
-
-def _kept(proof: Proof) -> bool:
-    return proof.shortfall <= _ALLOWED
 
 
 def _exporter(kind: str) -> Callable[..., dict[str, str]]:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from stoa.errors import ConfigError
 from stoa.fleet.backends.interface import Backend, NoCapacity, Status
 from stoa.fleet.clock import SteadyClock
 from stoa.fleet.history import History
@@ -86,6 +87,7 @@ class Controller:
         self._clock = SteadyClock(clock, _LONGEST_STEP_S)
         self._now = now
         self._plan: ModelPlan | None = None
+        self._unplanned = ""  # why the latest plan is not followed
         self._new_id = new_id
         self._history = history or History()
         self._offers = OfferBook()
@@ -126,7 +128,7 @@ class Controller:
             known=self._known,
             replicas=[life.place(now_s) for life in self.lives.values()],
             trouble=None if serving else self._starts.hopeless,
-            refusals=[*self._nowhere, *self._offers.refusals(now_s)],
+            refusals=[*self._nowhere, *self._offers.refusals(now_s), *filter(None, [self._unplanned])],
             plan_s=self._plan.read_s if self._plan is not None else 0.0,
         )
 
@@ -134,7 +136,13 @@ class Controller:
         """The latest plan of all gateways."""
         if self._plan is not None and news.read_s <= self._plan.read_s:
             return
-        self._plan = ModelPlan.of(news.file, news.model, machine=news.machine, read_s=news.read_s)
+        try:
+            self._plan = ModelPlan.of(news.file, news.model, machine=news.machine, read_s=news.read_s)
+        except ConfigError as error:  # a time zone, say, that this machine does not know
+            self._unplanned = f"the controller cannot follow the plan: {error.message}"
+            log.error("the plan is refused; the old one stays", error=error.message)
+            return
+        self._unplanned = ""
         if isinstance(self.policy, Elastic):
             log.info("the fleet follows a plan", made=news.file.made)
         else:

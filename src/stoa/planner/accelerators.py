@@ -1,6 +1,6 @@
 """What accelerators can do, as their makers' datasheets say: not measured, and not all of it is usable.
 
-Arithmetic is dense (without sparsity) and in BF16; T4 and V100 have none and are given with FP16. Where a type is sold in
+Arithmetic is dense (without sparsity), in BF16, summed in FP32; T4 and V100 are given with FP16. Where a type is sold in
 several forms, the figures are those of the one that clouds rent by the machine: SXM for V100, A100, H100, H200 and B200.
 Sizes that datasheets call GB are binary ones, and drivers keep a few percent of them for themselves.
 """
@@ -35,6 +35,11 @@ ACCELERATORS = (
     Accelerator("A40", 48, 696, 149.7, 300, ("A40-48GB",)),
     Accelerator("A100-40GB", 40, 1555, 312, 400, ("A100", "A100-SXM4-40GB", "A100-SXM-40GB", "A100-SXM4")),
     Accelerator("A100-80GB", 80, 2039, 312, 400, ("A100-SXM4-80GB", "A100-SXM-80GB", "A100-80GB-SXM")),
+    Accelerator("RTX-3090", 24, 936, 71, 350),
+    Accelerator("RTX-4090", 24, 1008, 165.2, 450),
+    Accelerator("RTX-5090", 32, 1792, 209.5, 575),
+    Accelerator("RTX-A6000", 48, 768, 154.8, 300),
+    Accelerator("RTX-6000-ADA", 48, 960, 364.2, 300),
     Accelerator("L40S", 48, 864, 362, 350, ("L40S-48GB",)),
     Accelerator("RTX-PRO-6000", 96, 1597, 503.8, 600, ("RTX-PRO-SERVER-6000", "RTX-PRO-6000-BSE")),
     Accelerator(
@@ -46,18 +51,21 @@ ACCELERATORS = (
     Accelerator("B200", 180, 8000, 2250, 1000, ("B200-180GB", "B200-SXM")),
     Accelerator("MI300X", 192, 5300, 1307, 750, ("MI300X-192GB", "MI300X-OAM")),
 )  # fmt: skip
-_MAKERS = re.compile(r"^(nvidia|amd|tesla|instinct)+")
+_MAKERS = re.compile(r"^(nvidia|geforce|amd|tesla|instinct)+")
 
 
 def find(name: str) -> Accelerator:
     """By any of its names, in any case, with or without its maker and punctuation. ConfigError with the known names."""
     found = by_name(name)
     if found is None:
-        known = ", ".join(a.name for a in ACCELERATORS)
-        raise ConfigError(
-            f"there is no datasheet of an accelerator {name!r}; known: {known}", param="accelerator"
-        )
+        raise ConfigError(unknown(name), param="accelerator")
     return found
+
+
+def unknown(name: str) -> str:
+    """What to say of it."""
+    known = ", ".join(a.name for a in ACCELERATORS)
+    return f"there is no datasheet of an accelerator {name!r}; known: {known}"
 
 
 def by_name(name: str) -> Accelerator | None:

@@ -29,9 +29,10 @@ from stoa.fleet.policies.contract import (
     Weights,
     check_plan,
 )
-from stoa.planner.livefacts import CLASSES, LiveFacts, Site, live_facts, slugs, spans
-from stoa.planner.plan import Plan, Pool, Route, cost_of
-from stoa.planner.problem import Api, Bucket, Offer, Problem, Service
+from stoa.planner.livefacts import CLASSES, HOURS_OF_A_DAY, LiveFacts, Site, spans
+from stoa.planner.names import Names
+from stoa.planner.plan import Costs, Plan, Pool, Route, cost_of
+from stoa.planner.problem import Api, Bucket, Offer, Place, Problem, Service
 
 OVERFLOW_SHARE = 0.1  # of the requests that an API may get though no world of the plan sends it any
 OTHERS = "others"
@@ -39,10 +40,10 @@ _Lane = tuple[Served, str]  # class of requests, group
 
 
 def fleet_plan(
-    plan: Plan, problem: Problem, facts: LiveFacts | None = None, *, overflow_share: float = OVERFLOW_SHARE
+    plan: Plan, problem: Problem, facts: LiveFacts = HOURS_OF_A_DAY, *, overflow_share: float = OVERFLOW_SHARE
 ) -> FleetPlan:
-    """`facts`: by default what the problem's own names tell. Raises ConfigError."""
-    facts = facts or live_facts(problem)
+    """`facts`: by default a period is an hour of the day. Raises ConfigError."""
+    names = Names.of(problem)
     models = [
         m
         for m in dict.fromkeys(f.model for f in problem.fits)
@@ -50,14 +51,12 @@ def fleet_plan(
     ]
     found = FleetPlan(
         version=VERSION,
-        made=f"{plan.costs.total:.2f} USD in {problem.horizon_h / 24:.4g} days, at most {plan.gap:.2%} above the least",
+        made=f"{plan.costs.total:.2f} USD in {problem.horizon_h / 24:.4g} days, proved to within {plan.gap:.2%}",
         time_zone=facts.time_zone,
         periods=tuple(
             PeriodPart(name=p.name, hours=spans(facts.hours, i)) for i, p in enumerate(problem.periods)
         ),
-        places=tuple(
-            _place(name, slug, facts) for name, slug in slugs(p.name for p in problem.places).items()
-        ),
+        places=tuple(_place(p, names.place[p.name], facts) for p in problem.places),
         groups=_groups(problem),
         rules=tuple(
             RulePart(name=r.name, projects=r.projects, places=tuple(sorted(r.places))) for r in facts.rules
@@ -68,12 +67,17 @@ def fleet_plan(
     return found
 
 
-def _place(name: str, slug: str, facts: LiveFacts) -> PlacePart:
-    """`slug`: what exported nodes call their zone."""
-    site = facts.sites.get(name, Site())
-    zones = tuple(zone for zone in dict.fromkeys((slug, site.zone)) if zone and zone != name)
-    regions = (site.region,) if site.region and not site.zone else ()
-    return PlacePart(name=name, zones=zones, regions=regions)
+def _place(place: Place, slug: str, facts: LiveFacts) -> PlacePart:
+    """`slug`: what exported nodes call their zone. A region is a cloud's: its machines are none of an owned place's."""
+    site = facts.sites.get(place.name, Site())
+    zones = tuple(zone for zone in dict.fromkeys((slug, site.zone)) if zone and zone != place.name)
+    regions = (site.region,) if site.region and not site.zone and "owned" not in place.labels else ()
+    return PlacePart(name=place.name, zones=zones, regions=regions)
+
+
+def check_sites(problem: Problem, facts: LiveFacts) -> None:
+    """What would make a plan's file impossible, whatever the plan: ConfigError before it is searched for."""
+    fleet_plan(Plan((), {}, (), Costs({}, 0.0, 0.0), 0.0), problem, facts)
 
 
 # -- who may be served where

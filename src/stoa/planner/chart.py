@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from stoa.planner.explain import facts, work
-from stoa.planner.explain.text import usd
+from stoa.planner.explain.text import beginning, usd
 from stoa.planner.plan import Plan, Pool, likely_routes
 from stoa.planner.problem import PURCHASES, Problem, Purchase
 from stoa.simulator.drawing import (
@@ -38,7 +37,6 @@ _PAID: Mapping[Purchase, tuple[str, str]] = {
 _OWN, _HOSTED = "#5b7a99", "#d9b36c"
 _LABEL = 18  # letters that fit beside a panel
 _LETTER = 7.0  # pixels of one
-_CLOCK = re.compile(r"(.*?)(\d\d:\d\d)-\d\d:\d\d")
 
 
 def draw(plan: Plan, problem: Problem) -> str:
@@ -136,7 +134,7 @@ def _short(label: str) -> str:
 
 def _names(top: int, problem: Problem) -> Iterable[str]:
     """Names of periods below their middles, as many as there is room for; of hours of the clock only when they begin."""
-    names = [_brief(p.name) for p in problem.periods]
+    names = [_short(beginning(p.name)) for p in problem.periods]
     hours = np.array([p.hours for p in problem.periods])
     middles = LEFT + (WIDTH - LEFT - RIGHT) * (np.cumsum(hours) - hours / 2) / hours.sum()
     free = -np.inf
@@ -145,8 +143,3 @@ def _names(top: int, problem: Problem) -> Iterable[str]:
         if middle - half >= free:
             yield mark(float(middle), top, name)
             free = middle + half + _LETTER
-
-
-def _brief(name: str) -> str:
-    match = _CLOCK.fullmatch(name)
-    return _short(f"{match[1]}{match[2]}" if match else name)

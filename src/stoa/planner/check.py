@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 
+from stoa.checks import known, length, unique, within
 from stoa.errors import ConfigError
+from stoa.planner.losses import Loss
 from stoa.planner.problem import Problem
 
 
@@ -18,24 +19,26 @@ def check(problem: Problem) -> Problem:
 
 
 def _names(problem: Problem) -> None:
-    places = _unique("place", (p.name for p in problem.places))
-    machines = _unique("machine", (m.name for m in problem.machines))
-    services = _unique("service", (s.name for s in problem.services))
-    groups = _unique("group", (g.name for g in problem.groups))
-    _unique("api", (a.name for a in problem.apis))
-    _unique("period", (p.name for p in problem.periods))
-    _unique("offer", (o.name for o in problem.offers))
-    _unique("fit", (" ".join((f.model, f.machine, f.pace)) for f in problem.fits))
+    places = unique("place", (p.name for p in problem.places))
+    machines = unique("machine", (m.name for m in problem.machines))
+    services = unique("service", (s.name for s in problem.services))
+    groups = unique("group", (g.name for g in problem.groups))
+    unique("api", (a.name for a in problem.apis))
+    unique("period", (p.name for p in problem.periods))
+    lost = {loss.name for p in problem.places for loss in (Loss(p.name), Loss(p.name, spot=True))}
+    for name in unique("scenario", (s.name for s in problem.scenarios)) & lost:
+        raise ConfigError(f"a scenario is called {name!r}, as a loss is", param="scenarios")
+    unique("offer", (o.name for o in problem.offers))
+    unique("fit", (" ".join((f.model, f.machine, f.pace)) for f in problem.fits))
     for offer in problem.offers:
-        _known("place", offer.place, places, offer.name)
-        _known("machine", offer.machine, machines, offer.name)
+        known(offer.name, "place", (offer.place,), places)
+        known(offer.name, "machine", (offer.machine,), machines)
     for fit in problem.fits:
-        _known("machine", fit.machine, machines, f"the throughput of {fit.model}")
+        known(f"the throughput of {fit.model}", "machine", (fit.machine,), machines)
     for api in problem.apis:
-        _known("place", api.place, places, f"api {api.name}")
+        known(f"api {api.name}", "place", (api.place,), places)
     for group in problem.groups:
-        for place in group.places:
-            _known("place", place, places, f"group {group.name}")
+        known(f"group {group.name}", "place", group.places, places)
     models = {f.model for f in problem.fits} | {a.model for a in problem.apis}
     for service in problem.services:
         if not models & set(service.models):
@@ -53,65 +56,50 @@ def _names(problem: Problem) -> None:
                 param="committed",
             )
     for bucket in problem.buckets:
-        _known("service", bucket.service, services, f"demand ({bucket.name})")
-        _known("group", bucket.group, groups, f"demand ({bucket.name})")
-
-
-def _unique(what: str, names: Iterable[str]) -> set[str]:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ConfigError(f"{what} {name!r} stands twice", param=f"{what}s")
-        seen.add(name)
-    return seen
-
-
-def _known(what: str, name: str, known: set[str], where: str) -> None:
-    if name not in known:
-        accepted = ", ".join(sorted(known)) or "none is given"
-        raise ConfigError(f"{where} names the {what} {name!r}; there is {accepted}", param=f"{what}s")
+        known(f"demand ({bucket.name})", "service", (bucket.service,), services)
+        known(f"demand ({bucket.name})", "group", (bucket.group,), groups)
 
 
 def _numbers(problem: Problem) -> None:
     for p in problem.periods:
-        _within(f"period {p.name}: hours", p.hours, 1e-6, 1e6)
-        _within(f"period {p.name}: times", p.times, 1e-6, 1e6)
+        within(f"period {p.name}: hours", p.hours, 1e-6, 1e6)
+        within(f"period {p.name}: times", p.times, 1e-6, 1e6)
     for o in problem.offers:
-        _within(f"{o.name}: hourly_usd", o.hourly_usd, 0, 1e6)
-        _within(f"{o.name}: availability", o.availability, 0, 1)
+        within(f"{o.name}: hourly_usd", o.hourly_usd, 0, 1e6)
+        within(f"{o.name}: availability", o.availability, 0, 1)
         if o.availability != 1 and o.purchase != "spot":
             raise ConfigError(
                 f"{o.name}: availability is {o.availability}; only spot machines may be away", param="offers"
             )
-        _within(f"{o.name}: limit", 0 if o.limit is None else o.limit, 0, 1e6)
-        if o.hourly_usd == 0 and o.purchase != "owned":
+        within(f"{o.name}: limit", 0 if o.limit is None else o.limit, 0, 1e6)
+        if o.hourly_usd < 1e-6 and o.purchase != "owned":
             raise ConfigError(
-                f"{o.name}: hourly_usd is 0; only owned machines may cost nothing", param="offers"
+                f"{o.name}: hourly_usd is {o.hourly_usd:g}; only owned machines may cost nothing",
+                param="offers",
             )
     for a in problem.apis:
-        _within(f"api {a.name}: input_usd", a.input_usd, 0, 1)
-        _within(f"api {a.name}: output_usd", a.output_usd, 0, 1)
+        within(f"api {a.name}: input_usd", a.input_usd, 0, 1)
+        within(f"api {a.name}: output_usd", a.output_usd, 0, 1)
         if a.input_usd + a.output_usd == 0:
             raise ConfigError(f"api {a.name}: both prices are 0", param="apis")
         for name in ("ttft_s", "tpot_s"):
-            _within(f"api {a.name}: {name}", getattr(a, name), 0, 1e6)
+            within(f"api {a.name}: {name}", getattr(a, name), 0, 1e6)
     for s in problem.services:
-        _within(f"service {s.name}: ttft_s", s.ttft_s, 1e-6, math.inf)
-        _within(f"service {s.name}: tpot_s", s.tpot_s, 1e-9, math.inf)
-        _within(f"service {s.name}: attainment", s.attainment, 1e-6, 1)
+        within(f"service {s.name}: ttft_s", s.ttft_s, 1e-6, math.inf)
+        within(f"service {s.name}: tpot_s", s.tpot_s, 1e-9, math.inf)
+        within(f"service {s.name}: attainment", s.attainment, 1e-6, 1)
     for b in problem.buckets:
         for name in ("prompt_tokens", "output_tokens", "adapters_gib"):
-            _within(f"demand ({b.name}): {name}", getattr(b, name), 0, 1e9)
+            within(f"demand ({b.name}): {name}", getattr(b, name), 0, 1e9)
         for rate in b.rates:
-            _within(f"demand ({b.name}): rate", rate, 0, 1e9)
-    _within("strain", problem.rules.strain, 1, 1e3)
+            within(f"demand ({b.name}): rate", rate, 0, 1e9)
+    for scenario in problem.scenarios:
+        for factor in scenario.factors:
+            within(f"scenario {scenario.name}: factor", factor, 0, 1e6)
+    within("bytes_per_token", problem.network.bytes_per_token, 0, 1e6)
+    within("strain", problem.rules.strain, 1, 1e3)
     for margin in problem.rules.margin:
-        _within("margin", margin, 1e-6, 1e3)
-
-
-def _within(what: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # NaN too
-        raise ConfigError(f"{what} is {value}; accepted: {least:g} to {most:g}", param=what)
+        within("margin", margin, 1e-6, 1e3)
 
 
 def _lengths(problem: Problem) -> None:
@@ -119,18 +107,13 @@ def _lengths(problem: Problem) -> None:
     if not periods or not buckets:
         raise ConfigError("a plan needs at least one period and one bucket of demand", param="demand")
     for b in problem.buckets:
-        _length(f"demand ({b.name}): rates", b.rates, periods)
+        length(f"demand ({b.name}): rates", b.rates, periods)
     for f in problem.fits:
-        _length(f"{f.model} on {f.machine}: load_s", f.load_s, buckets)
-        _length(f"{f.model} on {f.machine}: ttft_s", f.ttft_s, buckets)
+        length(f"{f.model} on {f.machine}: load_s", f.load_s, buckets, "buckets")
+        length(f"{f.model} on {f.machine}: ttft_s", f.ttft_s, buckets, "buckets")
     for s in problem.scenarios:
-        _length(f"scenario {s.name}: factors", s.factors, periods)
+        length(f"scenario {s.name}: factors", s.factors, periods)
     if problem.rules.margin:
-        _length("margin", problem.rules.margin, periods)
+        length("margin", problem.rules.margin, periods)
     if problem.scenarios and abs(sum(s.probability for s in problem.scenarios) - 1) > 1e-9:
         raise ConfigError("the scenarios' probabilities do not sum to 1", param="scenarios")
-
-
-def _length(what: str, values: Sequence[float], wanted: int) -> None:
-    if len(values) != wanted:
-        raise ConfigError(f"{what} has {len(values)} entries instead of {wanted}", param=what)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stoa.planner.explain.text import percent, spans
 from stoa.planner.plan import Plan, Pool, Route, likely_routes
 from stoa.planner.problem import Problem, Purchase
 
 Floats = NDArray[np.float64]
 _T = TypeVar("_T")
-_CLOCK = re.compile(r"(.*?)(\d\d:\d\d)-(\d\d:\d\d)")  # "weekday 08:00-09:00"
 _EPS = 1e-6
 _LEAST_SHARE = 0.005  # of a service's requests, to be worth a word
 
@@ -163,51 +162,27 @@ def tell(changes: Sequence[Change]) -> str:
 def _lines(change: Change) -> list[str]:
     match change:
         case Counted(pool, purchase, periods, before, after):
-            steps = "; ".join(f"{when}: {a} -> {b}" for when, a, b in spans(periods, before, after))
-            return [f"{pool.name} ({_words(purchase)}): {steps}"]
+            return [f"{pool.name} ({_words(purchase)}): {_steps(periods, before, after)}"]
         case Committed(place, machine, before, after):
             return [f"reserved for the whole time, {machine} at {place}: {before} -> {after}"]
         case Moved(service, share, targets):
-            head = f"{service}: {_percent(share)} of its requests are served elsewhere"
+            head = f"{service}: {percent(share)} of its requests are served elsewhere"
             told = [(name, a, b) for name, a, b in targets if abs(a - b) >= _LEAST_SHARE]
-            return [head, *(f"    {name}: {_percent(a)} -> {_percent(b)}" for name, a, b in told)]
+            return [head, *(f"    {name}: {percent(a)} -> {percent(b)}" for name, a, b in told)]
         case Spent(before, after, parts):
             head = f"cost: {before:,.2f} USD -> {after:,.2f} USD{_relative(before, after)}"
             return [head, *(f"    {what}: {a:,.2f} USD -> {b:,.2f} USD" for what, a, b in parts)]
 
 
-def spans(periods: Sequence[str], before: Sequence[int], after: Sequence[int]) -> list[tuple[str, int, int]]:
-    """Stretches of periods that change alike, their names joined; those that do not change are left out."""
+def _steps(periods: Sequence[str], before: Sequence[int], after: Sequence[int]) -> str:
+    """By stretches of periods that change alike; those that do not change are left out."""
     pairs = list(zip(before, after, strict=True))
-    if len(set(pairs)) == 1 and before[0] != after[0]:
-        return [("always", *pairs[0])]
-    found = []
-    for (a, b), stretch in groupby(range(len(pairs)), key=pairs.__getitem__):
-        if a != b:
-            found += [(when, a, b) for when in joined([periods[t] for t in stretch])]
-    return found
-
-
-def joined(periods: Sequence[str]) -> list[str]:
-    """Names of periods that follow each other, hours put together: "08:00-09:00", "09:00-10:00" become "08:00-10:00"."""
-    found: list[str] = []
-    for name in periods:
-        last, this = _CLOCK.fullmatch(found[-1]) if found else None, _CLOCK.fullmatch(name)
-        if last and this and last[1] == this[1] and last[3] == this[2]:
-            found[-1] = f"{last[1]}{last[2]}-{this[3]}"
-        else:
-            found.append(name)
-    if len(found) > 3 and not any(map(_CLOCK.fullmatch, found)):
-        return [f"{found[0]} to {found[-1]}"]
-    return found
+    stretches = groupby(range(len(pairs)), key=pairs.__getitem__)
+    return "; ".join(f"{spans(periods, list(ts))}: {a} -> {b}" for (a, b), ts in stretches if a != b)
 
 
 def _words(purchase: Purchase) -> str:
     return purchase.replace("_", "-")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else f"{100 * share:.1f} %"
 
 
 def _relative(before: float, after: float) -> str:

@@ -37,7 +37,13 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _costs(plan: Plan, problem: Problem) -> None:
-    again = cost_of(problem, plan.rented, plan.reserved, plan.routes)
+    lengths = {len(r.counts) for r in plan.rented} | {len(r.shares) for r in plan.routes}
+    _require(lengths <= {len(problem.periods)}, "it has other periods")
+    _require(all(0 <= r.bucket < len(problem.buckets) for r in plan.routes), "it has other buckets")
+    try:
+        again = cost_of(problem, plan.rented, plan.reserved, plan.routes)
+    except KeyError:
+        raise BrokenPlan("it has machines or services that are not offered") from None
     _require(
         abs(again.total - plan.costs.total) <= 1e-6 * max(1.0, again.total), "its cost is not what it says"
     )

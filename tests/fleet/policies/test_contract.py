@@ -102,6 +102,14 @@ def test_a_fleet_has_one_kind_of_machine() -> None:
         ({"time_zone": "Mars"}, "time_zone is 'Mars'"),
         ({"places": [{"name": "a"}, {"name": "b", "zones": ["a"]}]}, "the zone 'a' stands twice"),
         ({"places": [{"name": "remote:x"}]}, "no name for a place"),
+        ({"places": [{"name": "local"}]}, "machines that do not say where they are"),
+        (
+            {"groups": [{"name": "g", "projects": ["*", "proj_*"], "places": ["*"]}]},
+            "accepted: ids; patterns stand in rules",
+        ),
+        ({"groups": [{"name": "g", "projects": ["*", "p "], "places": ["*"]}]}, "names the project 'p '"),
+        ({"rules": [{"name": "r", "projects": ["p[1"], "places": []}]}, "names the project 'p\\[1'"),
+        ({"rules": [{"name": "r", "projects": [], "places": []}]}, "rule r names no projects"),
         ({"groups": [{"name": "g", "projects": ["p"], "places": ["*"]}]}, r'give one the project "\*"'),
         ({"groups": [{"name": "g", "projects": ["*"], "places": ["moon"]}]}, "place 'moon'; accepted:"),
         (

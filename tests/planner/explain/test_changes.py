@@ -24,7 +24,7 @@ def restricted() -> Problem:
     ("change", "said"),
     [
         (Change("machines", "box at cellar (owned)", 3, 1), "2 more box at cellar (owned): 3 instead of 1"),
-        (Change("budget", to=9200, before=8000), "a budget of at least 9,200 USD instead of 8,000"),
+        (Change("budget", to=9200, before=8000), "a budget of at least 9,200 USD instead of 8,000 USD"),
         (Change("carbon", to=520, before=400), "a carbon limit of at least 520 kg instead of 400"),
         (Change("ramp", to=4, before=1), "4 machines instead of 1 that may come or go between two periods"),
         (Change("requests", "burst", 2.5, 1), "2.5 requests a second instead of 1 from burst"),

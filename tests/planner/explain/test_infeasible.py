@@ -39,7 +39,7 @@ def test_a_budget_that_would_do_is_told_in_round_dollars() -> None:
     """Two machines by the hour and the owned one cost 1,512 USD; or another two that are owned."""
     problem = world(rules=rules(budget_usd=1000.0))
     found = words(problem)
-    assert ["a budget of at least 1,520 USD instead of 1,000"] in found
+    assert ["a budget of at least 1,520 USD instead of 1,000 USD"] in found
     assert ["1 more box at cellar (owned): 2 instead of 1"] in found
     assert not allows_a_plan(problem, ())
 
@@ -224,6 +224,6 @@ def test_several_changes_of_one_way_are_listed_below_each_other() -> None:
         "What would allow a plan, the least change first:",
         "1. all of this:",
         "   - 3 machines instead of 1 that may come or go between two periods",
-        "   - a budget of 9,200 USD (perhaps less) instead of 8,000",
+        "   - a budget of 9,200 USD (perhaps less) instead of 8,000 USD",
         "2. or 2 more H100 at cellar (owned): 4 instead of 2",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stoa.planner.explain.text import amount, between, large, listed, percent, spans, table, usd
+from stoa.planner.explain.text import amount, beginning, between, large, listed, percent, spans, table, usd
 
 HOURS = [f"{h:02d}:00-{h + 1:02d}:00" for h in range(24)]
 
@@ -61,6 +61,17 @@ def test_spans_do_not_reach_from_weekdays_into_weekends() -> None:
     week = [f"{kind} {hours}" for kind in ("weekday", "weekend") for hours in ("00:00-12:00", "12:00-24:00")]
     assert spans(week, [1, 2]) == "weekday 12:00-24:00, weekend 00:00-12:00"
     assert spans(["night", "morning", "day"], [0, 1]) == "night to morning"
+
+
+def test_hours_with_a_gap_are_two_spans() -> None:
+    """Though nothing is between them in the plan."""
+    assert spans(["08:00-09:00", "11:00-12:00", "night"], [0, 1]) == "08:00-09:00, 11:00-12:00"
+
+
+def test_a_period_begins_with_its_first_hour() -> None:
+    """Names that are none of hours are what they are."""
+    assert beginning("weekday 08:00-09:00") == "weekday 08:00"
+    assert beginning("night") == "night"
 
 
 def test_a_table_is_aligned_and_valid_markdown() -> None:

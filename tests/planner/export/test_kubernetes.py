@@ -9,54 +9,38 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from stoa.errors import ConfigError
 from stoa.fleet.cluster.machines import Machine
 from stoa.fleet.policies.contract import parse_plan
 from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.planner.export.kubernetes import export
-from stoa.planner.problem import MachineType, Offer, Place, Problem
+from stoa.planner.livefacts import LiveFacts
+from stoa.planner.problem import Offer, Place, Problem
 from tests.deploy.renderer import Renderer
 from tests.deploy.test_chart import OWN_SCHEMAS, VERSIONS, one, pod_templates
 from tests.planner import hybrid
 from tests.planner.hybrid import MODEL, SMALL
 
-IRELAND_VALUES, CELLAR_VALUES = "values-ours-g6-xlarge-ireland.yaml", "values-ours-box-cellar.yaml"
+IRELAND_VALUES, CELLAR_VALUES = "values-ours--g6-xlarge--ireland.yaml", "values-ours--box--cellar.yaml"
 
 
-def exported(period: int | None = None, problem: Problem | None = None) -> dict[str, list[Any]]:
+def exported(problem: Problem | None = None, facts: LiveFacts | None = None) -> dict[str, list[Any]]:
     """Documents of each file."""
     at = problem or hybrid.problem()
-    return {
-        name: list(yaml.safe_load_all(text)) for name, text in export(hybrid.plan(at), at, period).items()
-    }
-
-
-def at_provider(provider: str, region: str, machine: str, accelerator: str) -> Problem:
-    """The same plan with another cloud."""
-    at = hybrid.problem()
-    return replace(
-        at,
-        places=tuple(
-            replace(p, labels=frozenset({"cloud", provider, region})) if p.name == hybrid.IRELAND else p
-            for p in at.places
-        ),
-        machines=tuple(MachineType(SMALL, accelerator, 1, 24) if m.name == SMALL else m for m in at.machines),
-    )
+    files = export(hybrid.plan(at), at, facts or hybrid.facts())
+    return {name: list(yaml.safe_load_all(text)) for name, text in files.items()}
 
 
 def test_there_are_files_for_each_place() -> None:
-    """And the plan, if it is not of one period only."""
-    common = {CELLAR_VALUES, IRELAND_VALUES, "deployments-cellar.yaml", "deployments-ireland.yaml"}
-    assert exported().keys() == common | {"plan.yaml"}
-    assert exported(1).keys() == common
-    assert exported(0).keys() == {CELLAR_VALUES, "deployments-cellar.yaml"}
+    """And the plan."""
+    assert exported().keys() == {
+        CELLAR_VALUES, IRELAND_VALUES, "deployments-cellar.yaml", "deployments-ireland.yaml", "plan.yaml",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("period", [None, 1])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_chart_takes_the_values(render: Renderer, period: int | None, version: str) -> None:
+def test_the_chart_takes_the_values(render: Renderer, version: str) -> None:
     """Each object that it makes of them is one that Kubernetes accepts."""
-    for values in (docs[0] for name, docs in exported(period).items() if name.startswith("values-")):
+    for values in (docs[0] for name, docs in exported().items() if name.startswith("values-")):
         objects = render(**values)
         for template in pod_templates(objects).values():
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": "pod"}}
@@ -110,23 +94,19 @@ def test_the_plan_is_mounted_and_can_be_followed(render: Renderer) -> None:
     mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
     assert values["config"]["plan"] == f"{mounts['plan']}/plan.json"
     assert {"name": "plan", "configMap": {"name": "stoa-plan"}} in pod["volumes"]
-    assert "plan" not in exported(1)[IRELAND_VALUES][0]["config"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_deployments_are_valid_and_count_the_plan(version: str) -> None:
-    """As many replicas as the period has; each Service finds the pods of its model."""
-    for period, counts in {None: [2, 2, 3], 0: [2], 1: [2, 2, 3]}.items():
-        found = [
-            d for name, docs in exported(period).items() if name.startswith("deployments-") for d in docs
-        ]
-        for item in found:
-            kubernetes_validate.validate(item, version, strict=True)
-        deployments = [d for d in found if d["kind"] == "Deployment"]
-        assert [d["spec"]["replicas"] for d in deployments] == counts
-        for service in (d for d in found if d["kind"] == "Service"):
-            selected = service["spec"]["selector"].items()
-            assert all(selected <= d["spec"]["template"]["metadata"]["labels"].items() for d in deployments)
+    """As many replicas as the fullest period has; each Service finds the pods of its model."""
+    found = [d for name, docs in exported().items() if name.startswith("deployments-") for d in docs]
+    for item in found:
+        kubernetes_validate.validate(item, version, strict=True)
+    deployments = [d for d in found if d["kind"] == "Deployment"]
+    assert [d["spec"]["replicas"] for d in deployments] == [2, 2, 3]
+    for service in (d for d in found if d["kind"] == "Service"):
+        selected = service["spec"]["selector"].items()
+        assert all(selected <= d["spec"]["template"]["metadata"]["labels"].items() for d in deployments)
 
 
 @pytest.mark.parametrize(
@@ -138,24 +118,26 @@ def test_deployments_are_valid_and_count_the_plan(version: str) -> None:
         ("azure", "westeurope", "A100-80GB", {"kubernetes.azure.com/scalesetpriority": "spot"},
          {"nvidia.com/gpu", "kubernetes.azure.com/scalesetpriority"}),
         ("aws", "eu-west-1", "MI300X", {"eks.amazonaws.com/capacityType": "SPOT"}, {"amd.com/gpu"}),
-        ("other", "mars-1", "H100", {"stoa.io/machine": "g6-xlarge"}, {"nvidia.com/gpu"}),
+        ("lambda", "us-east-1", "H100", {"stoa.io/machine": "g6-xlarge"}, {"nvidia.com/gpu"}),
     ],
 )  # fmt: skip
 def test_clouds_have_their_own_words(
     provider: str, region: str, accelerator: str, selector: dict[str, str], taints: set[str]
 ) -> None:
     """For spot machines, regions and accelerators."""
-    (values,) = exported(1, at_provider(provider, region, SMALL, accelerator))[IRELAND_VALUES]
+    at = hybrid.problem()
+    machines = tuple(replace(m, accelerator=accelerator) if m.name == SMALL else m for m in at.machines)
+    (values,) = exported(replace(at, machines=machines), hybrid.facts(provider, region))[IRELAND_VALUES]
     group = values["ray"]["workerGroups"]["spot-planned"]
     assert selector.items() <= group["nodeSelector"].items()
     assert {t["key"] for t in group["tolerations"]} == taints
-    assert ("topology.kubernetes.io/region" in group["nodeSelector"]) is (provider != "other")
+    assert group["nodeSelector"]["topology.kubernetes.io/region"] == region
 
 
 def test_names_become_labels() -> None:
     """Whatever places are called, no two of them share a name afterwards."""
     at = hybrid.problem()
-    names = {hybrid.CELLAR: "Keller (Süd)", hybrid.IRELAND: "keller-s-d"}
+    names = {hybrid.CELLAR: "Keller (Süd)", hybrid.IRELAND: "Keller, Süd"}
     renamed = replace(
         at,
         places=tuple(Place(names.get(p.name, p.name), p.labels) for p in at.places),
@@ -168,8 +150,8 @@ def test_names_become_labels() -> None:
         rented=tuple(replace(r, pool=replace(r.pool, place=names[r.pool.place])) for r in plan.rented),
         routes=(),
     )
-    files = export(moved, renamed, 1)
-    assert len(files) == 4
+    files = export(moved, renamed, hybrid.facts())
+    assert len(files) == 5
     zones = {
         yaml.safe_load(text)["ray"]["workerGroups"][group]["labels"]["stoa.io/zone"]
         for name, text in files.items()
@@ -177,13 +159,7 @@ def test_names_become_labels() -> None:
         for group in yaml.safe_load(text)["ray"]["workerGroups"]
         if group.endswith("-planned")
     }
-    assert zones == {"keller-s-d", "keller-s-d-2"}
-
-
-def test_a_period_must_exist() -> None:
-    """The message says which do."""
-    with pytest.raises(ConfigError, match="no period 2; accepted: 0 to 1"):
-        export(hybrid.plan(), hybrid.problem(), 2)
+    assert zones == {"stoa-keller-s-d", "stoa-keller-s-d-2"}
 
 
 def test_offers_without_limit_have_one_here() -> None:
@@ -192,5 +168,5 @@ def test_offers_without_limit_have_one_here() -> None:
     limited = replace(
         at, offers=(*at.offers[:1], Offer(hybrid.IRELAND, SMALL, "on_demand", 0.8, 3), *at.offers[2:])
     )
-    (values,) = exported(None, limited)[IRELAND_VALUES]
+    (values,) = exported(limited)[IRELAND_VALUES]
     assert values["ray"]["workerGroups"]["on-demand-planned"]["maxReplicas"] == 3

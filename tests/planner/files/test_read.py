@@ -183,11 +183,51 @@ def test_a_few_requests_may_be_late(folder: Path) -> None:
 
 
 def test_demand_may_be_a_table(folder: Path) -> None:
-    """It knows nothing of what is within its periods."""
+    """It knows nothing of what is within its periods: so its requests come independently of each other, 30 in ten seconds.
+    Nine of ten windows have no more than 1 + 1.28 / sqrt(30) times as many. And that is told first of all."""
     (folder / "demand.csv").write_text("prompt_tokens,output_tokens,requests_per_s\n100,10,2\n")
     found = problem_of(folder, demand={"table": "demand.csv", "scale": 1.5}, periods={"kind": "flat"})
     assert [b.rates for b in found.buckets] == [(3.0,)]
-    assert found.rules.margin == (1.0,)
+    assert found.rules.margin == pytest.approx((1 + 1.2816 / math.sqrt(30),), rel=1e-3)
+    told = read_inputs(folder / "plan.yaml").warnings
+    assert any("says nothing of bursts" in warning for warning in told)
+    stated = {"demand": {"table": "demand.csv"}, "periods": {"kind": "flat"}, "safety": {"margin": 2.0}}
+    assert not read_inputs(write(folder, document(**stated))).warnings
+
+
+def test_rules_that_fit_nobody_are_told_first(folder: Path) -> None:
+    """A misspelt rule keeps nobody, and so it is with services and origins."""
+    content = document(
+        rule=[{"name": "payroll", "projects": ["A", "hr-*"], "only": ["eu"]}],
+        place=[cloud([{"type": "small"}], labels=["eu"])],
+        origin=[{"name": "office", "projects": ["B*"]}, {"name": "all"}],
+        service=[
+            {"name": "few", "models": ["m"], "ttft": "2 s", "match": {"projects": ["c"]}},
+            {"name": "chat", "models": ["m"], "ttft": "2 s"},
+        ],
+    )
+    assert read_inputs(write(folder, content)).warnings == (
+        "rule payroll fits no project of the demand (A, hr-*); those are a, b",
+        "service few fits no project of the demand (c); those are a, b",
+        "origin office fits no project of the demand (B*); those are a, b",
+    )
+
+
+def test_accelerators_without_a_datasheet_are_described(folder: Path) -> None:
+    """By memory, bandwidth and arithmetic; or it is said what is missing."""
+    content: dict[str, Any] = {
+        "place": [owned([{"type": "box", "count": 2}], power_price="0.25 USD/kWh")],
+        "model": [{"name": "m", "shape": "llama-3.1-8b"}],
+        "throughput": [{"model": "m", "roofline": True}],
+    }
+    box = {"name": "box", "accelerator": "Homemade", "memory": "40 GB", "power": "300 W"}
+    slow = problem_of(folder, machine=[box | {"bandwidth": "500 GB/s", "compute": "100 TFLOPS"}], **content)
+    fast = problem_of(folder, machine=[box | {"bandwidth": "1 TB/s", "compute": "100 TFLOPS"}], **content)
+    assert slow.fits[0].load_s[0] > 1.02 * fast.fits[0].load_s[0]
+    refused(folder, "bandwidth and compute go together", machine=[box | {"compute": "100 TFLOPS"}], **content)
+    refused(folder, "no datasheet .* 'Homemade'.*; accepted: bandwidth and compute", machine=[box], **content)
+    bare = {"name": "box", "accelerator": "Homemade"}
+    refused(folder, r"plan.yaml \(box\): machine\[0\]: .*accepted: memory", machine=[bare], **content)
 
 
 def test_scenarios_have_a_factor_for_each_period(folder: Path) -> None:
@@ -252,16 +292,31 @@ def test_another_currency_is_converted(folder: Path) -> None:
     [
         ({"colour": 1}, "colour: there is no such key; accepted: currency, time_zone"),
         ({"rules": {"survive": True}}, "rules.survive: there is no such key; accepted in rules: survive_place"),
-        ({"rules": {"ramp": 0}}, "rules.ramp: Expected int >= 1"),
+        ({"rules": {"ramp": 0}}, "rules.ramp: Expected int >= 1; accepted: a whole number from 1"),
+        ({"periods": {"kind": "days"}}, "periods.kind: Invalid enum value 'days'; accepted: day, flat, spans, week"),
+        ({"periods": {"span": [{"name": "s", "hours": "8-20"}]}}, r"hours: .*; accepted: a list, \[...\], of text"),
+        ({"safety": {"margin": 0.2}}, "safety.margin: .*; accepted: a number from 1"),
         ({"demand": {"trace": ["a"]}}, "demand.trace: Expected str"),
         ({"demand": {}}, "demand names no file; accepted: one of trace, usage, table"),
         ({"demand": {"trace": "a", "table": "b"}}, "trace and table"),
         ({"demand": {"trace": "trace.csv", "from": "3 d"}}, "the trace spans 0 s"),
         ({"demand": {"trace": "trace.csv", "prompt_edges": [5, 5]}}, "prompt_edges is .*each above the one before"),
         ({"demand": {"trace": "trace.csv", "start": "soon"}}, "'soon'; accepted: a date"),
+        ({"place": [cloud([{"type": "small"}]), owned([{"type": "box", "count": 1}], name="ireland")]},
+         r"plan.yaml \(ireland\): place\[1\]: 'ireland' stands twice, first as place\[0\]"),
+        ({"machine": [{"name": "b", "accelerator": "L4"}, {"name": "b", "accelerator": "H100"}]}, "'b' stands twice"),
+        ({"place": [cloud([{"type": "small"}], name=" ")]}, r"place\[0\] has no name"),
+        ({"api": [{"name": "ireland", "model": "m", "ttft": "1 s", "tpot": "1 s", "input": "1 USD/Mtok",
+                   "output": "1 USD/Mtok"}]}, "there is a place called ireland already, whose labels are not"),
+        ({"periods": {"horizon": "1e300 d"}}, "accepted: up to thirty years"),
+        ({"demand": {"trace": "trace.csv", "start": "9999-12-31"}}, "accepted: a year from 1970 to 2200"),
+        ({"safety": {"scenario": [{"name": "without ireland", "probability": 1.0}]}}, "as a loss is"),
+        ({"safety": {"scenario": [{"name": "a", "probability": 0.5}, {"name": "a", "probability": 0.5}]}}, "twice"),
+        ({"safety": {"scenario": [{"name": "a", "probability": 1.0, "factor": math.inf}]}}, "factor is inf"),
+        ({"network": {"bytes_per_token": math.inf}}, "bytes_per_token is inf"),
         ({"service": []}, "there is no .*service.*; accepted: one at least"),
         ({"service": [{"name": "s", "models": [], "ttft": "1 s"}]}, "answered by no model"),
-        ({"service": [{"name": "s", "models": ["m"], "ttft": 2}]}, r"service\[0\].ttft has no unit"),
+        ({"service": [{"name": "s", "models": ["m"], "ttft": 2}]}, r"plan.yaml \(s\): service\[0\].ttft has no unit"),
         ({"service": [{"name": "s", "models": ["m"], "ttft": "0 s"}]}, "service s: ttft_s is 0"),
         ({"service": [{"name": "s", "models": ["other"], "ttft": "1 s"}]}, "nothing serves other; there is m"),
         (
@@ -292,6 +347,10 @@ def test_files_that_are_no_documents_are_refused(tmp_path: Path) -> None:
         ("plan.toml", "a = = 1", "plan.toml: .*line 1"),
         ("plan.yaml", "a: [1", "plan.yaml: .*line 1"),
         ("plan.yaml", "- 1", "accepted: tables"),
+        ("plan.yaml", "a: 1\nb:\n  - {c: 1, c: 2}", "c stands twice.*line 3"),
+        ("plan.yaml", "a: " + "[" * 3000, "nested too deeply"),
+        ("plan.yaml", "a: &x [*x]", "nested too deeply|unconstructable"),
+        ("plan.toml", "a = " + "1" * 5000, "plan.toml: Exceeds the limit"),
         ("plan.json", "{}", "accepted: a file named .toml"),
     ):
         path = tmp_path / name

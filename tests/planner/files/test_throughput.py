@@ -14,8 +14,8 @@ from stoa.planner.files.document import Document
 from stoa.planner.files.safety import work_of
 from stoa.planner.files.throughput import Replica, fits_of, read_replicas
 from stoa.planner.problem import Bucket, MachineType, Network, Service
-from stoa.planner.profiles.service import load_of
 from tests.planner.files.worlds import document, files
+from tests.planner.profiles.test_service import load_of
 
 MACHINES = [
     MachineType("l4", "L4", 1, 24.0), MachineType("h100", "H100", 1, 80.0), MachineType("odd", "GAUDI", 1, 96.0),

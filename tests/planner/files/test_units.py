@@ -12,7 +12,7 @@ from stoa.planner.files.units import Exchange
 
 USD = Exchange()
 EUROS = Exchange("USD", {"EUR": 1.08})
-numbers = st.decimals(0, 10**6, places=3).map(str)
+numbers = st.decimals(0, 10**3, places=3).map(str)  # of weeks too: thirty years are the most
 spaces = st.sampled_from(["", " ", "  "])
 READERS = {
     units.seconds: {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800},

@@ -23,17 +23,12 @@ def listed(folder: Path, **entry: Any) -> Path:
 def test_a_model_has_prices_limits_and_a_provider(tmp_path: Path) -> None:
     """USD a token, as they stand there."""
     path = listed(
-        tmp_path, input_cost_per_token=1e-6, output_cost_per_token="2e-06", litellm_provider="x", mode="chat",
-        max_input_tokens=8192, cache_read_input_token_cost=5e-7,
+        tmp_path, input_cost_per_token=1e-6, output_cost_per_token="2e-06", litellm_provider="x", max_input_tokens=8192,
+        mode="chat",
     )  # fmt: skip
     found = read_litellm(path).find("x/m")
-    assert (found.input_usd, found.output_usd, found.cached_input_usd) == (1e-6, 2e-6, 5e-7)
-    assert (found.provider, found.mode, found.max_input_tokens, found.max_output_tokens) == (
-        "x",
-        "chat",
-        8192,
-        None,
-    )
+    assert (found.input_usd, found.output_usd) == (1e-6, 2e-6)
+    assert (found.provider, found.max_input_tokens) == ("x", 8192)
     assert found.tiers == ()
 
 

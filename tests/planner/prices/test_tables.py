@@ -61,7 +61,7 @@ def test_gcp_and_azure_types_are_described_by_what_is_known_of_them(tmp_path: Pa
     assert (g4.accelerators, g4.spot_usd) == (0, None)
     azure = "region,vm_size,ondemand_usd_per_h\nwesteurope,Standard_ND96isr_H100_v5,100\n"
     (h100,) = read_azure(write(tmp_path, azure))
-    assert (h100.accelerator, h100.accelerators, h100.vcpus, h100.spot_usd) == ("H100", 8, 96, None)
+    assert (h100.accelerator, h100.accelerators, h100.spot_usd) == ("H100", 8, None)
 
 
 def test_a_spot_advisor_goes_with_an_aws_list_only(tmp_path: Path) -> None:

@@ -7,17 +7,19 @@ group and all rules that name it let it and nowhere else, and a remote that neit
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from stoa.checks import known, length, unique, within
 from stoa.errors import ConfigError
 from stoa.fleet.policies.calendar import Calendar, Span, make_calendar
+from stoa.versioned import decode, read_bytes, write_bytes
 
 VERSION = 1
+UNKNOWN = frozenset({"local", "default"})  # what machines that do not say where they are have for a zone
 ANY = "*"  # of projects: those that no group names; of places: everywhere, unknown places too
 REMOTE = "remote:"  # no place's name begins so
 Purchase = Literal["owned", "reserved", "on_demand", "spot"]
@@ -114,44 +116,25 @@ class FleetPlan(_Part, frozen=True, kw_only=True):
     made: str = ""  # when and from what, for people
 
 
-class _Version(msgspec.Struct, frozen=True):
-    version: int
-
-
 def read_plan(path: Path) -> FleetPlan:
     """Raises ConfigError."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the plan {path} cannot be read: {error.strerror}", param="plan") from None
-    return parse_plan(text, str(path))
+    return parse_plan(read_bytes(path), str(path))
 
 
 def parse_plan(text: bytes | str, source: str) -> FleetPlan:
     """Checked. Raises ConfigError that names the source and what is accepted."""
-    try:
-        version = msgspec.json.decode(text, type=_Version).version
-        if version != VERSION:
-            raise ConfigError(f"{source}: version is {version}; accepted: {VERSION}", param="version")
-        plan = msgspec.json.decode(text, type=FleetPlan)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: {error}; it is written by stoa plan --apply", param="plan") from None
-    try:
-        check_plan(plan)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error.message}", param=error.param) from None
-    return plan
+    return decode(text, source, FleetPlan, VERSION, check_plan, "stoa plan --apply")
+
+
+def plan_json(plan: FleetPlan) -> bytes:
+    """Raises ConfigError."""
+    check_plan(plan)
+    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
 
 
 def write_plan(plan: FleetPlan, path: Path) -> None:
     """In one step, so that a fleet that looks meanwhile finds the old or the new one. Raises ConfigError."""
-    check_plan(plan)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
-        part.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}", param="apply") from None
+    write_bytes(plan_json(plan), path)
 
 
 def calendar_of(plan: FleetPlan) -> Calendar:
@@ -160,24 +143,40 @@ def calendar_of(plan: FleetPlan) -> Calendar:
 
 def check_plan(plan: FleetPlan) -> None:
     """ConfigError for names that do not exist or stand twice, numbers that cannot be, and weights against residency."""
-    _unique("period", (p.name for p in plan.periods))
-    places = _unique("place", (p.name for p in plan.places))
-    _unique("zone", (zone for p in plan.places for zone in dict.fromkeys((p.name, *p.zones, *p.regions))))
-    _unique("remote", (remote for p in plan.places for remote in p.remotes))
-    groups = _unique("group", (g.name for g in plan.groups))
-    projects = _unique("project", (project for g in plan.groups for project in g.projects))
+    unique("period", (p.name for p in plan.periods))
+    places = unique("place", (p.name for p in plan.places))
+    unique("zone", (zone for p in plan.places for zone in dict.fromkeys((p.name, *p.zones, *p.regions))))
+    unique("remote", (remote for p in plan.places for remote in p.remotes))
+    groups = unique("group", (g.name for g in plan.groups))
+    projects = unique("project", (project for g in plan.groups for project in g.projects))
     if plan.groups and ANY not in projects:
         raise ConfigError(
             f'groups: none says what holds for projects that are not named; give one the project "{ANY}"',
             param="groups",
         )
+    for name in UNKNOWN & places:
+        raise ConfigError(
+            f"place {name!r}: machines that do not say where they are have a zone called so; accepted: another name",
+            param="places",
+        )
+    for group in plan.groups:
+        _check_words(f"group {group.name}", [p for p in group.projects if p != ANY])
+        if odd := next((p for p in group.projects if p != ANY and set(p) & set("*?[")), None):
+            raise ConfigError(
+                f"group {group.name} names the project {odd!r}; accepted: ids; patterns stand in rules",
+                param="projects",
+            )
+    for rule in plan.rules:
+        _check_words(f"rule {rule.name}", rule.projects)
+        if not rule.projects:
+            raise ConfigError(f"rule {rule.name} names no projects", param="projects")
     for name in (*places, *groups):
         if not name.strip() or name == ANY or name.startswith(REMOTE):
             raise ConfigError(f"{name!r} is no name for a place or a group", param="places")
     for group in plan.groups:
-        _known(f"group {group.name}", "place", group.places, places | {ANY})
+        known(f"group {group.name}", "place", group.places, places | {ANY})
     for rule in plan.rules:
-        _known(f"rule {rule.name}", "place", rule.places, places)
+        known(f"rule {rule.name}", "place", rule.places, places)
     calendar_of(plan)
     for model, section in plan.models.items():
         _check_targets(model, section, places, len(plan.periods))
@@ -185,27 +184,37 @@ def check_plan(plan: FleetPlan) -> None:
         _check_overflow(model, section, groups)
 
 
+def _check_words(where: str, projects: Sequence[str]) -> None:
+    """ConfigError for what no id can fit: it would keep nobody."""
+    for word in projects:
+        if word != word.strip() or not word or word.count("[") > word.count("]"):
+            raise ConfigError(
+                f"{where} names the project {word!r}; accepted: ids, and in rules patterns such as proj_*",
+                param="projects",
+            )
+
+
 def _check_targets(model: str, section: Section, places: set[str], periods: int) -> None:
-    _unique(f"{model}: target", (f"{t.machine} at {t.place} ({t.market})" for t in section.targets))
+    unique(f"{model}: target", (f"{t.machine} at {t.place} ({t.market})" for t in section.targets))
     for t in section.targets:
         where = f"{model}: {t.machine} at {t.place} ({t.market})"
-        _known(where, "place", (t.place,), places)
-        _length(f"{where}: replicas", t.replicas, periods)
+        known(where, "place", (t.place,), places)
+        length(f"{where}: replicas", t.replicas, periods)
         for n in t.replicas:
-            _within(f"{where}: replicas", n, 0, 1_000_000 if t.most is None else t.most)
-        _within(f"{where}: most", t.most or 0, 0, 1_000_000)
-        _within(f"{where}: availability", t.availability, 0, 1)
+            within(f"{where}: replicas", n, 0, 1_000_000 if t.most is None else t.most)
+        within(f"{where}: most", t.most or 0, 0, 1_000_000)
+        within(f"{where}: availability", t.availability, 0, 1)
 
 
 def _check_weights(model: str, section: Section, plan: FleetPlan, places: set[str], groups: set[str]) -> None:
     taken: set[tuple[str, str]] = set()
     for w in section.weights:
-        _known(f"{model}: weights", "group", w.groups, groups)
-        _known(f"{model}: weights", "place", w.places, places)
+        known(f"{model}: weights", "group", w.groups, groups)
+        known(f"{model}: weights", "place", w.places, places)
         for name, shares in (*w.places.items(), *w.remotes.items()):
-            _length(f"{model}: weights of {name}", shares, len(plan.periods))
+            length(f"{model}: weights of {name}", shares, len(plan.periods))
             for share in shares:
-                _within(f"{model}: weights of {name}", share, 0, 1e9)
+                within(f"{model}: weights of {name}", share, 0, 1e9)
         for group in w.groups or sorted(groups) or [""]:
             if (w.service, group) in taken:
                 raise ConfigError(
@@ -227,37 +236,9 @@ def _check_weights(model: str, section: Section, plan: FleetPlan, places: set[st
 def _check_overflow(model: str, section: Section, groups: set[str]) -> None:
     for rule in section.overflow:
         where = f"{model}: overflow to {rule.remote}"
-        _known(where, "group", rule.groups, groups)
-        _within(f"{where}: wait_s", rule.wait_s, 0, 86_400)
-        _within(f"{where}: most_share", rule.most_share, 0, 1)
+        known(where, "group", rule.groups, groups)
+        within(f"{where}: wait_s", rule.wait_s, 0, 86_400)
+        within(f"{where}: most_share", rule.most_share, 0, 1)
     for remote, usd in section.daily_usd.items():
-        _within(f"{model}: daily_usd of {remote}", usd, 0, 1e9)
-    _within(f"{model}: imbalance_s", section.imbalance_s, 0, 86_400)
-
-
-def _unique(what: str, names: Iterable[str]) -> set[str]:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ConfigError(f"the {what} {name!r} stands twice", param=f"{what}s")
-        seen.add(name)
-    return seen
-
-
-def _known(where: str, what: str, names: Iterable[str], known: set[str]) -> None:
-    for name in names:
-        if name not in known:
-            accepted = ", ".join(sorted(known)) or "none"
-            raise ConfigError(f"{where} names the {what} {name!r}; accepted: {accepted}", param=f"{what}s")
-
-
-def _length(what: str, values: Sequence[object], wanted: int) -> None:
-    if len(values) != wanted:
-        raise ConfigError(f"{what}: {len(values)} entries for {wanted} periods", param="periods")
-
-
-def _within(what: str, value: float, least: float, most: float) -> None:
-    if not (math.isfinite(value) and least <= value <= most):
-        raise ConfigError(
-            f"{what} is {value}; accepted: {least:g} to {most:g}", param=what.rpartition(": ")[2]
-        )
+        within(f"{model}: daily_usd of {remote}", usd, 0, 1e9)
+    within(f"{model}: imbalance_s", section.imbalance_s, 0, 86_400)

@@ -10,13 +10,14 @@ from stoa.planner.explain.safety import Bought
 from stoa.planner.explain.sections import a_month
 from stoa.planner.explain.text import amount, listed, percent, table, usd
 from stoa.planner.explain.values import Values
+from stoa.planner.losses import Loss, losses
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem, Source
 
 _SOURCES: dict[Source, str] = {
     "measured": "Measured on such a machine",
-    "table": "Fitted to times that others measured (steps are off by 2 to 9 %)",
-    "roofline": "Reckoned from datasheets (steps are off by some 9 %, on new accelerators by up to 40 %: measure one with "
+    "table": "Fitted to times that others measured (off by 2 to 9 %)",
+    "roofline": "Reckoned from datasheets (off by some 9 %, on new accelerators by up to 40 %: measure one with "
     "`stoa bench profile` before buying many)",
     "given": "Given as they are",
 }
@@ -28,11 +29,12 @@ _SURE = 0.01
 
 
 def bound(plan: Plan, problem: Problem) -> str:
-    if plan.gap < 0.0005:
-        return "It is proved that no plan that keeps all promises is cheaper, but for less than 0.1 %."
+    above = plan.costs.total / plan.bound_usd - 1 if plan.bound_usd > 0 else 0.0
+    if above < 0.0005:
+        return "It is proved that no plan that keeps all promises is cheaper by more than 0.1 %."
     return (
         "It is proved that no plan that keeps all promises costs less than "
-        f"{usd(plan.bound_usd * a_month(problem))} USD per 30 days: this one is at most {percent(plan.gap)} too dear."
+        f"{usd(plan.bound_usd * a_month(problem))} USD per 30 days: this one is at most {percent(above)} above that."
     )
 
 
@@ -40,6 +42,7 @@ def how_sure(plan: Plan, problem: Problem) -> list[str]:
     lines = [f"- {bound(plan, problem)}"]
     if plan.gap > 0.01:
         lines.append("- A longer search, or one that is asked for a smaller gap, may find a cheaper one.")
+    lines += _at_risk(plan, problem)
     margins = problem.rules.margin
     if margins and max(margins) > 1:
         low, high = percent(min(margins) - 1), percent(max(margins) - 1)
@@ -58,13 +61,25 @@ def how_sure(plan: Plan, problem: Problem) -> list[str]:
         late = [b for b in problem.buckets if b.service == service.name and b.late]
         if late:
             lines.append(
-                f"- Some of {service.name} is served late: prompts of {amount(min(b.prompt_tokens for b in late))} tokens "
-                "and more, which nothing answers in time."
+                f"- Some of {service.name} is served late: prompts of about {amount(min(b.prompt_tokens for b in late))} "
+                "tokens and more, which nothing answers in time."
             )
     lines.append(
         "- That the promises hold is reckoned, not tried: `stoa plan --verify TRACE` tries it on real requests."
     )
     return ["## How sure this is", "", *lines, ""]
+
+
+def _at_risk(plan: Plan, problem: Problem) -> list[str]:
+    """Spot machines that the plan cannot do without."""
+    survived = {loss.name for loss in losses(problem)}
+    places = sorted({r.pool.place for r in plan.rented if r.purchase == "spot" and any(r.counts)})
+    return [
+        f"- If all spot machines at {place} go at once, their requests wait until there are others, for surviving that was "
+        "not asked for (`survive_spot`)."
+        for place in places
+        if not survived & {Loss(place).name, Loss(place, spot=True).name}
+    ]
 
 
 # -- what is scarce, what safety costs
@@ -78,8 +93,8 @@ def scarce(known: Values, *, whole: bool) -> list[str]:
     if worth:
         cells = [(w.what, usd(w.saves_usd_per_day), usd(30 * w.saves_usd_per_day)) for w in worth]
         lines += [
-            "What a little more would save, with all else as it is. What it costs to get it is not in that, but for the "
-            f"price of its hours. {_roughness(whole)}",
+            "What a little more would save, with all else as it is. The price of its hours is counted; what it costs to "
+            f"get it is not. {_roughness(whole)}",
             "",
             *table(("with", "saves, USD per day", "per 30 days"), cells),
             "",
@@ -92,8 +107,11 @@ def scarce(known: Values, *, whole: bool) -> list[str]:
 
 def _roughness(whole: bool) -> str:
     if whole:
-        return "Each figure is from another plan, searched for some seconds: right to about 1 % of the cost, or its range."
-    return "The figures are estimates that reckon with parts of machines."
+        return (
+            "Each figure compares with another plan that was searched for some seconds: it is right to about 1 % of the "
+            "cost, or a range is given."
+        )
+    return "The figures are estimates, in which a machine may be bought in parts."
 
 
 def what_safety_costs(plan: Plan, problem: Problem, bought: Sequence[Bought], *, whole: bool) -> list[str]:
@@ -105,9 +123,13 @@ def what_safety_costs(plan: Plan, problem: Problem, bought: Sequence[Bought], *,
         lines += ["No margin, no survival of losses and no rule of places was asked for.", ""]
     options = [b for b in bought if b.kind == "option"]
     if options:
-        lines += ["What ways of paying save: a plan that must do without one of them costs more.", ""]
+        lines += ["What each way of paying saves: without it, the plan would cost so much more.", ""]
         lines += [*_bought(plan, problem, options, "without", "costs more, USD per 30 days"), ""]
-    return [*lines, f"{_roughness(whole)} One thing is taken away at a time, so they do not add up.", ""]
+    return [
+        *lines,
+        f"{_roughness(whole)} One thing is taken away at a time: what several save together is more or less than the sum.",
+        "",
+    ]
 
 
 def _bought(plan: Plan, problem: Problem, these: Sequence[Bought], first: str, second: str) -> list[str]:

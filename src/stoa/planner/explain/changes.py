@@ -49,7 +49,7 @@ class Change:
                 return f"{self.to - self.before:.0f} more {self.name}: {to} instead of {before}"
             case "budget":
                 least = f"at least {to} USD" if self.sure else f"{to} USD (perhaps less)"
-                return f"a budget of {least} instead of {before}"
+                return f"a budget of {least} instead of {before} USD"
             case "carbon":
                 return f"a carbon limit of at least {to} kg instead of {before}"
             case "ramp":

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from stoa.planner.explain.work import needed, work_by_pool
+from stoa.planner.losses import losses
 from stoa.planner.plan import Plan, Pool, Rented, api_usd, likely_routes, place_of, traffic_usd
 from stoa.planner.problem import Api, Offer, Problem
 from stoa.planner.program.view import HOUR_S
@@ -192,9 +193,15 @@ def called(plan: Plan, problem: Problem) -> tuple[Called, ...]:
 
 
 def survived(plan: Plan, problem: Problem) -> tuple[str, ...]:
-    """Losses that the plan has routes for, as its worlds are called. Which routes is left to chance where several would do,
-    since they cost nothing in the reckoning; that there are some is what counts."""
-    return tuple(sorted({route.world for route in plan.routes} - {s.name for s in problem.likely}))
+    """Losses of something that the plan uses, as its worlds are called. Which routes it has for them is left to chance where
+    several would do, since they cost nothing in the reckoning; that there are some is what counts."""
+    offers = [problem.offer(r.pool.place, r.pool.machine, r.purchase) for r in plan.rented if any(r.counts)]
+    hosted = {api.place for api in problem.apis if any(r.target == api.name for r in plan.routes)}
+    return tuple(
+        loss.name
+        for loss in losses(problem)
+        if any(map(loss.takes, offers)) or (loss.place in hosted and not loss.spot)
+    )
 
 
 def name_of(problem: Problem, target: Target) -> str:

@@ -87,7 +87,10 @@ def _dropped(problem: Problem) -> Iterable[tuple[str, Callable[[Problem], Proble
     if len(problem.scenarios) > 1:
         names = ", ".join(s.name for s in problem.scenarios)
         mean = (_mean(problem.scenarios),)
-        yield f"being ready for {names}, not only for their mean", lambda p: replace(p, scenarios=mean)
+        yield (
+            f"being ready for each of {names}, not only for their mean",
+            lambda p: replace(p, scenarios=mean),
+        )
 
 
 def _with_rules(**changes: Any) -> Callable[[Problem], Problem]:

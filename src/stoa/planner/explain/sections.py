@@ -112,7 +112,7 @@ def _reason(problem: Problem, purchase: Purchase, mine: Mapping[Offer, Sequence[
     match purchase:
         case "owned":
             full = [o.machine for o, rows in mine.items() if _most(rows) == o.limit]
-            use = f" All {listed(full)} are in use at the busiest time." if full else ""
+            use = f" At the busiest time none is left of {listed(full)}." if full else ""
             return f"Owned machines are there already and cost only what running them does: {each}.{use}"
         case "reserved":
             return f"Reserved machines cost less an hour, but day and night: {each}."
@@ -160,7 +160,7 @@ def what_is_reserved(plan: Plan, problem: Problem) -> list[str]:
             *lines,
             "Nothing: no machine would run enough hours to be cheaper that way."
             if offered
-            else "Nothing is offered.",
+            else "Nobody offers machines that way.",
             "",
         ]
     month = a_month(problem)
@@ -188,7 +188,8 @@ def where_requests_go(plan: Plan, problem: Problem) -> list[str]:
         rest = sum(share for _, share in flow.shares[_MOST_TARGETS:])
         if rest > 0.0005:
             count = len(flow.shares) - _MOST_TARGETS
-            lines.append(f"  - {percent(rest)} to {f'{count} others' if count > 1 else 'another'}")
+            other = f"{count} others" if count > 1 else facts.name_of(problem, flow.shares[-1][0])
+            lines.append(f"  - {percent(rest)} to {other}")
     return [*lines, "", *_restricted(problem), *_after_losses(plan, problem)]
 
 
@@ -198,9 +199,11 @@ def _restricted(problem: Problem) -> list[str]:
     for group in problem.groups:
         if group.places < everywhere:
             rules = f" (rule: {shorten('; '.join(group.rules), _RULE)})" if group.rules else ""
-            lines.append(
-                f"- {group.name} stays at {listed(sorted(group.places))}{rules}. No request of it goes elsewhere."
+            asks = any(b.group == group.name and any(b.rates) for b in problem.buckets)
+            kept = (
+                "No request of it goes elsewhere" if asks else "Nobody of it asks for anything in this demand"
             )
+            lines.append(f"- only at {listed(sorted(group.places))}: {group.name}{rules}. {kept}.")
     return ["Rules about where requests may be computed:", "", *lines, ""] if lines else []
 
 
@@ -239,7 +242,7 @@ def what_it_costs(plan: Plan, problem: Problem, served: Sequence[Served]) -> lis
         lines += [f"The budget is {usd(budget_usd * month)} USD per 30 days; {usd(left)} are left of it.", ""]
     return [
         *lines,
-        "Shared among those who are served, by what serving each makes dearer:",
+        "Shared among those who are served, in proportion to what one more request of each would add to the cost:",
         "",
         *_shares(plan, problem, served),
     ]

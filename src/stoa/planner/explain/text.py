@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_HOURS = re.compile(r"(.*?)(\d\d:\d\d)-(\d\d:\d\d)")
+_HOURS = re.compile(r"(.*?)(\d\d:\d\d)-(\d\d:\d\d)")  # "weekday 08:00-09:00"
 
 
 def usd(amount: float) -> str:
@@ -72,7 +72,7 @@ def spans(names: Sequence[str], chosen: Sequence[int]) -> str:
         return "always"
     runs: list[list[int]] = []
     for t in chosen:
-        if runs and runs[-1][-1] == t - 1 and _prefix(names[t]) == _prefix(names[t - 1]):
+        if runs and runs[-1][-1] == t - 1 and _follows(names[t - 1], names[t]):
             runs[-1].append(t)
         else:
             runs.append([t])
@@ -83,14 +83,21 @@ def spans(names: Sequence[str], chosen: Sequence[int]) -> str:
     return f"{words} and {rest} more" if rest else words
 
 
-def _prefix(name: str) -> str | None:
-    match = _HOURS.fullmatch(name)
-    return match[1] if match else None
+def beginning(name: str) -> str:
+    """When a period begins: `weekday 08:00`; its name, if that is none of hours."""
+    hours = _HOURS.fullmatch(name)
+    return f"{hours[1]}{hours[2]}" if hours else name
+
+
+def _follows(before: str, name: str) -> bool:
+    """Hours of the same days without a gap; other names are taken to follow each other."""
+    last, this = _HOURS.fullmatch(before), _HOURS.fullmatch(name)
+    return (last[1], last[3]) == (this[1], this[2]) if last and this else last is this
 
 
 def _span(names: Sequence[str], run: Sequence[int]) -> str:
     first, last = names[run[0]], names[run[-1]]
     if len(run) == 1:
         return first
-    begin, end = _HOURS.fullmatch(first), _HOURS.fullmatch(last)
-    return f"{begin[1]}{begin[2]}-{end[3]}" if begin and end else f"{first} to {last}"
+    end = _HOURS.fullmatch(last)
+    return f"{beginning(first)}-{end[3]}" if end else f"{first} to {last}"

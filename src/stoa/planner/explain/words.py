@@ -52,12 +52,18 @@ def reckon(plan: Plan, problem: Problem) -> Reckoned:
 
 
 def explain(
-    plan: Plan, problem: Problem, notes: Sequence[str] = (), *, reckoned: Reckoned | None = None
+    plan: Plan,
+    problem: Problem,
+    notes: Sequence[str] = (),
+    *,
+    warnings: Sequence[str] = (),
+    reckoned: Reckoned | None = None,
 ) -> str:
-    """Markdown that is readable as it stands. `notes`: what is to be said of the inputs."""
+    """Markdown that is readable as it stands. `notes`: what is to be said of the inputs; `warnings`: before all else."""
     known = reckoned or reckon(plan, problem)
     parts = [
         _summary(plan, problem),
+        _first(warnings),
         what_runs(plan, problem),
         what_is_reserved(plan, problem),
         where_requests_go(plan, problem),
@@ -97,23 +103,31 @@ def _summary(plan: Plan, problem: Problem) -> list[str]:
     tokens, total = _tokens(plan, problem), plan.costs.total
     rate = sum(f.requests for f in flows) / (problem.horizon_h * 3600)
     counts = [sum(n for _, _, n in plan.machines(t)) for t in range(len(problem.periods))]
-    places = listed(
-        sorted({r.pool.place for r in plan.rented} | {c.api.place for c in facts.called(plan, problem)})
-    )
+    places = listed(sorted({r.pool.place for r in plan.rented}))
     each = f", {usd(1e6 * total / tokens)} USD per 1M tokens" if tokens else ""
-    machines = (
-        f"{min(counts)} to {max(counts)} machines" if min(counts) != max(counts) else f"{counts[0]} machines"
-    )
+    hosted = [c.api.name for c in facts.called(plan, problem)]
+    helps = f"; what is left goes to the hosted model {listed(hosted)}" if hosted else ""
     return [
         "# The plan",
         "",
         f"{usd(total * a_month(problem))} USD per 30 days ({usd(total * a_day(problem))} per day{each}) serve all that is "
         f"asked: {amount(rate)} requests a second on average, {large(tokens * a_month(problem))} tokens in 30 days. For "
-        f"that, {machines} run at a time, at {places}. {bound(plan, problem)}",
+        f"that, {_machines_run(counts)}{f' at {places}' if places else ''}{helps}. {bound(plan, problem)}",
         "",
         f"Amounts are in US dollars, and averages over the {amount(problem.horizon_h / 24)} days that were planned.",
         "",
     ]
+
+
+def _machines_run(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    if least != most:
+        return f"{least} to {most} machines run at a time,"
+    return "1 machine runs" if most == 1 else f"{most} machines run at a time,"
+
+
+def _first(warnings: Sequence[str]) -> list[str]:
+    return ["Before you trust it:", "", *(f"- {warning}" for warning in warnings), ""] if warnings else []
 
 
 # -- as JSON

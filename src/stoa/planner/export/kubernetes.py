@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from stoa.planner.apply import fleet_plan
-from stoa.planner.export.needs import PORT, Names, Need, as_yaml, gpu_resource, needs, total, with_room
+from stoa.planner.export.needs import PORT, Need, as_yaml, gpu_resource, needs, total, with_room
 from stoa.planner.livefacts import LiveFacts
+from stoa.planner.names import Names, joined, label_value
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem
 
@@ -33,19 +34,15 @@ _GKE = {
 _SPOT_TAINTS = {"gcp": "cloud.google.com/gke-spot", "azure": "kubernetes.azure.com/scalesetpriority"}
 
 
-def export(
-    plan: Plan, problem: Problem, period: int | None = None, facts: LiveFacts | None = None
-) -> dict[str, str]:
-    """Values for the chart and Deployments for each place; and the plan, unless it is of one period only. ConfigError."""
-    found = needs(plan, problem, period, facts.sites if facts else None)
+def export(plan: Plan, problem: Problem, facts: LiveFacts) -> dict[str, str]:
+    """The plan, values for the chart, and Deployments for each place. ConfigError."""
+    found = needs(plan, problem, facts)
+    followed = fleet_plan(plan, problem, facts)
+    grouped = with_room(found, followed, problem)
     names = Names.of(problem)
-    files: dict[str, str] = {}
-    grouped = found
-    if period is None:
-        followed = fleet_plan(plan, problem, facts)
-        grouped = with_room(found, followed, problem)
-        text = msgspec.json.format(msgspec.json.encode(followed), indent=1).decode()
-        files["plan.yaml"] = as_yaml(
+    text = msgspec.json.format(msgspec.json.encode(followed), indent=1).decode()
+    files = {
+        "plan.yaml": as_yaml(
             "What the fleets follow. Changed, it is followed within a minute or two; nothing has to be restarted.",
             {
                 "apiVersion": "v1",
@@ -54,21 +51,21 @@ def export(
                 "data": {"plan.json": text},
             },
         )
+    }
     for pool in dict.fromkeys(n.pool for n in grouped):
-        slug = f"{names.model[pool.model]}-{names.machine[pool.machine]}-{names.place[pool.place]}"
-        least = total([n for n in found if n.pool == pool], plan, period)[0]
+        slug = joined(names.model[pool.model], names.machine[pool.machine], names.place[pool.place])
+        least = total([n for n in found if n.pool == pool], plan)[0]
         groups = [n for n in grouped if n.pool == pool]
         files[f"values-{slug}.yaml"] = as_yaml(
             f"helm install {slug[:40].strip('-')} deploy/helm/stoa --values values-{slug}.yaml, at {pool.place}.\n"
-            f"Wants the Secret {RAY_SECRET} (auth_token), KubeRay, and the ConfigMap of plan.yaml if there is one.",
-            _values(groups, names, least, follows=period is None),
+            f"Wants the Secret {RAY_SECRET} (auth_token), KubeRay, and the ConfigMap of plan.yaml.",
+            _values(groups, names, facts, least),
         )
     for place in dict.fromkeys(n.pool.place for n in found):
-        when = "as many as the fullest period wants" if period is None else "one period"
         files[f"deployments-{names.place[place]}.yaml"] = as_yaml(
-            f"Without chart and Ray, at {place}: {when}.\n"
+            f"Without chart and Ray, at {place}: as many as the fullest period wants.\n"
             f"Wants the Secret {KEY_SECRET} (api-key). A gateway names each Service as a [[remote]] of dialect stoa.",
-            *_manifests([n for n in found if n.pool.place == place], names),
+            *_manifests([n for n in found if n.pool.place == place], names, facts),
         )
     return files
 
@@ -76,17 +73,21 @@ def export(
 # -- the chart
 
 
-def _values(some: Sequence[Need], names: Names, least: int, *, follows: bool) -> dict[str, Any]:
+def _values(some: Sequence[Need], names: Names, facts: LiveFacts, least: int) -> dict[str, Any]:
     first, most = some[0], sum(n.most for n in some)
-    config: dict[str, Any] = {
-        "machine": first.pool.machine,
-        "replica_gpus": first.machine.accelerators,
-        "replica_labels": f"stoa.io/machine={names.machine[first.pool.machine]}",
-        "provision_s": 600,
-    }
-    values: dict[str, Any] = {
-        "model": {"name": first.pool.model, "servedName": first.pool.model},
-        "config": config,
+    return {
+        "model": {"name": facts.source(first.pool.model), "servedName": first.pool.model},
+        "config": {
+            "machine": first.pool.machine,
+            "replica_gpus": first.machine.accelerators,
+            "replica_labels": f"stoa.io/machine={names.machine[first.pool.machine]}",
+            "provision_s": 600,
+            "plan": f"{PLAN_FOLDER}/plan.json",
+        },
+        "gateway": {
+            "extraVolumes": [{"name": "plan", "configMap": {"name": PLAN_MAP}}],
+            "extraVolumeMounts": [{"name": "plan", "mountPath": PLAN_FOLDER, "readOnly": True}],
+        },
         "fleet": {"minReplicas": least, "maxReplicas": max(1, most)},
         "ray": {
             "enabled": True,
@@ -97,13 +98,6 @@ def _values(some: Sequence[Need], names: Names, least: int, *, follows: bool) ->
         },
         "persistence": {"adapters": {"storage": "claim"}},
     }
-    if follows:
-        config["plan"] = f"{PLAN_FOLDER}/plan.json"
-        values["gateway"] = {
-            "extraVolumes": [{"name": "plan", "configMap": {"name": PLAN_MAP}}],
-            "extraVolumeMounts": [{"name": "plan", "mountPath": PLAN_FOLDER, "readOnly": True}],
-        }
-    return values
 
 
 def _group_name(need: Need) -> str:
@@ -129,7 +123,7 @@ def _labels(need: Need, names: Names) -> dict[str, str]:
         "stoa.io/zone": names.place[need.pool.place],
         "stoa.io/machine": names.machine[need.pool.machine],
     }
-    return labels | {"ray.io/accelerator-type": need.machine.accelerator.replace(" ", "-")}
+    return labels | {"ray.io/accelerator-type": label_value(need.machine.accelerator)}
 
 
 # -- where pods may run
@@ -170,7 +164,7 @@ def _spot_value(provider: str) -> str:
 # -- without the chart
 
 
-def _manifests(some: Sequence[Need], names: Names) -> list[dict[str, Any]]:
+def _manifests(some: Sequence[Need], names: Names, facts: LiveFacts) -> list[dict[str, Any]]:
     """A Deployment for each need, and a Service for each model."""
     services = []
     for model in dict.fromkeys(n.pool.model for n in some):
@@ -184,30 +178,30 @@ def _manifests(some: Sequence[Need], names: Names) -> list[dict[str, Any]]:
                 "spec": {"selector": _app(names.model[model]), "ports": [port]},
             }
         )
-    return [*(_deployment(n, names) for n in some), *services]
+    return [*(_deployment(n, names, facts) for n in some), *services]
 
 
 def _app(model: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": "stoa", "app.kubernetes.io/instance": model}
 
 
-def _deployment(need: Need, names: Names) -> dict[str, Any]:
+def _deployment(need: Need, names: Names, facts: LiveFacts) -> dict[str, Any]:
     model, machine = names.model[need.pool.model], names.machine[need.pool.machine]
     kind = {"stoa.io/machine": machine, "stoa.io/purchase": need.purchase.replace("_", "-")}
     labels = {**_app(model), **kind}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": f"stoa-{model}-{machine}-{kind['stoa.io/purchase']}", "labels": labels},
+        "metadata": {"name": joined(f"stoa-{model}", machine, kind["stoa.io/purchase"]), "labels": labels},
         "spec": {
             "replicas": need.most,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": _pod(need, names)},
+            "template": {"metadata": {"labels": labels}, "spec": _pod(need, names, facts)},
         },
     }
 
 
-def _pod(need: Need, names: Names) -> dict[str, Any]:
+def _pod(need: Need, names: Names, facts: LiveFacts) -> dict[str, Any]:
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a Service called stoa would set STOA_PORT to a URL
@@ -218,18 +212,18 @@ def _pod(need: Need, names: Names) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 25 if need.market == "spot" else 60,
         "nodeSelector": _selector(need, names),
         "tolerations": _tolerations(need),
-        "containers": [_container(need)],
+        "containers": [_container(need, facts)],
         "volumes": [{"name": name, "emptyDir": {}} for name in ("home", "tmp")],
     }  # fmt: skip
 
 
-def _container(need: Need) -> dict[str, Any]:
+def _container(need: Need, facts: LiveFacts) -> dict[str, Any]:
     gpus = {gpu_resource(need.machine): need.machine.accelerators}
     key: Mapping[str, Any] = {"secretKeyRef": {"name": KEY_SECRET, "key": "api-key"}}
     return {
         "name": "stoa",
         "image": IMAGE,
-        "args": ["serve", "--model", need.pool.model, "--served-model-name", need.pool.model],
+        "args": ["serve", "--model", facts.source(need.pool.model), "--served-model-name", need.pool.model],
         "env": [
             {"name": "STOA_HOST", "value": "0.0.0.0"},
             {"name": "STOA_PORT", "value": str(PORT)},

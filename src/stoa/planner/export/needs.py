@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stoa.errors import ConfigError
 from stoa.fleet.policies.contract import FleetPlan
 from stoa.planner import accelerators
-from stoa.planner.livefacts import Site, guessed_site, slugs
-from stoa.planner.plan import Plan, Pool, Rented, likely_routes
+from stoa.planner.livefacts import LiveFacts, Site
+from stoa.planner.plan import Plan, Pool, likely_routes
 from stoa.planner.problem import MachineType, Problem, Purchase
 
 PORT = 8000
@@ -44,41 +43,16 @@ class Need:
         return self.pool.model, self.pool.machine
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Names of the problem as Kubernetes, Ray and files bear them."""
-
-    place: Mapping[str, str]
-    machine: Mapping[str, str]
-    model: Mapping[str, str]
-
-    @staticmethod
-    def of(problem: Problem) -> Names:
-        return Names(
-            slugs(p.name for p in problem.places),
-            slugs(m.name for m in problem.machines),
-            slugs(dict.fromkeys(f.model for f in problem.fits)),
-        )
-
-
-def needs(
-    plan: Plan, problem: Problem, period: int | None, sites: Mapping[str, Site] | None = None
-) -> list[Need]:
-    """By model, machine, place and way of buying; nothing of what the plan does not want. `sites`: by default as the places'
-    names and labels tell. ConfigError for a period that does not exist."""
-    if period is not None and not 0 <= period < len(problem.periods):
-        raise ConfigError(
-            f"there is no period {period}; accepted: 0 to {len(problem.periods) - 1}", param="period"
-        )
+def needs(plan: Plan, problem: Problem, facts: LiveFacts) -> list[Need]:
+    """By model, machine, place and way of buying: least and most of all periods; nothing of what the plan does not want."""
     machines = {m.name: m for m in problem.machines}
-    known = sites or {p.name: guessed_site(p) for p in problem.places}
     found = [
         Need(
-            r.pool, r.purchase, machines[r.pool.machine], known.get(r.pool.place, Site()), *_range(r, period)
+            r.pool, r.purchase, machines[r.pool.machine], facts.sites.get(r.pool.place, Site()), min(r.counts), max(r.counts)
         )
         for r in plan.rented
-        if _range(r, period)[1]
-    ]
+        if any(r.counts)
+    ]  # fmt: skip
     return sorted(found, key=lambda n: (*n.fleet, n.pool.place, n.purchase))
 
 
@@ -99,18 +73,12 @@ def with_room(some: Sequence[Need], plan: FleetPlan, problem: Problem) -> list[N
     return found
 
 
-def _range(rented: Rented, period: int | None) -> tuple[int, int]:
-    counts = rented.counts if period is None else (rented.counts[period],)
-    return min(counts), max(counts)
-
-
-def total(some: Iterable[Need], plan: Plan, period: int | None) -> tuple[int, int]:
+def total(some: Iterable[Need], plan: Plan) -> tuple[int, int]:
     """Least and most of these together, over the periods."""
     keys = {(n.pool, n.purchase) for n in some}
     counts = [r.counts for r in plan.rented if (r.pool, r.purchase) in keys]
     sums = [sum(column) for column in zip(*counts, strict=True)]
-    chosen = sums if period is None else [sums[period]]
-    return min(chosen), max(chosen)
+    return min(sums), max(sums)
 
 
 def rate_per_replica(some: Sequence[Need], plan: Plan, problem: Problem) -> float:
@@ -138,6 +106,6 @@ def _maker_free(machine: MachineType) -> str:
 def as_yaml(comment: str, *documents: Any) -> str:
     import yaml  # slow to import, and of use to exports alone
 
-    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    head = "".join(f"# {''.join(filter(str.isprintable, line))}\n" for line in comment.split("\n"))
     text: str = yaml.safe_dump_all(documents, sort_keys=False, width=120)
     return head + text

@@ -8,11 +8,13 @@ cluster of the provider "local": their addresses are to be filled in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 from stoa.planner.apply import fleet_plan
-from stoa.planner.export.needs import Names, Need, as_yaml, needs, with_room
+from stoa.planner.export.needs import Need, as_yaml, needs, with_room
 from stoa.planner.livefacts import LiveFacts, Site
+from stoa.planner.names import Names, joined, label_value
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem
 
@@ -21,21 +23,18 @@ _HEADS = {"aws": "m6i.large", "gcp": "e2-standard-2", "azure": "Standard_D2s_v5"
 _USERS = {"aws": "ubuntu", "gcp": "ubuntu", "azure": "ubuntu"}
 
 
-def export(
-    plan: Plan, problem: Problem, period: int | None = None, facts: LiveFacts | None = None
-) -> dict[str, str]:
-    """ConfigError for a period that does not exist."""
-    found = needs(plan, problem, period, facts.sites if facts else None)
-    if period is None:
-        found = with_room(found, fleet_plan(plan, problem, facts), problem)
+def export(plan: Plan, problem: Problem, facts: LiveFacts) -> dict[str, str]:
+    """Raises ConfigError."""
+    found = with_room(needs(plan, problem, facts), fleet_plan(plan, problem, facts), problem)
     names = Names.of(problem)
     files = {}
     for model, place in dict.fromkeys((n.pool.model, n.pool.place) for n in found):
         here = [n for n in found if (n.pool.model, n.pool.place) == (model, place)]
-        slug = f"{names.model[model]}-{names.place[place]}"
+        slug = joined(names.model[model], names.place[place])
         most = sum(n.most for n in here)
         files[f"ray-{slug}.yaml"] = as_yaml(
-            f"ray up ray-{slug}.yaml; then stoa serve --cluster ray://HEAD:10001 --model {model}, at {place}.",
+            f"At {place}: ray up ray-{slug}.yaml; then\n"
+            f"stoa serve --cluster ray://HEAD:10001 --model {quote(facts.source(model))} --served-model-name {quote(model)}",
             _cluster(f"stoa-{slug}", here, names, most),
         )
     return files
@@ -73,7 +72,9 @@ def _cluster(name: str, some: Sequence[Need], names: Names, most: int) -> dict[s
 def _start(labels: dict[str, str], need: Need) -> str:
     """On a machine whose type Ray does not know, the machine says itself what it is."""
     text = ",".join(f"{key}={value}" for key, value in labels.items())
-    return f'ray start --address=$RAY_HEAD_IP:6379 --num-gpus={need.machine.accelerators} --labels="{text}"'
+    return (
+        f"ray start --address=$RAY_HEAD_IP:6379 --num-gpus={need.machine.accelerators} --labels={quote(text)}"
+    )
 
 
 def _provider(site: Site) -> dict[str, Any]:
@@ -101,9 +102,9 @@ def _labels(need: Need, names: Names) -> dict[str, str]:
         "stoa.io/machine": names.machine[need.pool.machine],
         "ray.io/availability-zone": zone,
         "ray.io/market-type": need.market,
-        "ray.io/accelerator-type": need.machine.accelerator.replace(" ", "-"),
+        "ray.io/accelerator-type": label_value(need.machine.accelerator),
     }
-    return found | ({"ray.io/availability-region": need.site.region} if need.site.region else {})
+    return found | ({"ray.io/availability-region": label_value(need.site.region)} if need.site.region else {})
 
 
 def _node(provider: str, machine: str, *, spot: bool = False) -> dict[str, Any]:

@@ -8,38 +8,37 @@ the plan has spot machines, others are the on-demand replicas beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
-from stoa.planner.export.needs import PORT, Names, Need, as_yaml, needs, rate_per_replica, total
+from stoa.planner.export.needs import PORT, Need, as_yaml, needs, rate_per_replica, total
 from stoa.planner.livefacts import LiveFacts
+from stoa.planner.names import Names, joined
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem
 
 _START_S = 1200  # a machine, its image, and the model's weights
 
 
-def export(
-    plan: Plan, problem: Problem, period: int | None = None, facts: LiveFacts | None = None
-) -> dict[str, str]:
-    """ConfigError for a period that does not exist."""
-    found = needs(plan, problem, period, facts.sites if facts else None)
+def export(plan: Plan, problem: Problem, facts: LiveFacts) -> dict[str, str]:
+    found = needs(plan, problem, facts)
     names = Names.of(problem)
     files = {}
     for model, machine in dict.fromkeys(n.fleet for n in found):
         mine = [n for n in found if n.fleet == (model, machine)]
-        slug = f"{names.model[model]}-{names.machine[machine]}"
+        slug = joined(names.model[model], names.machine[machine])
         clouds = [n for n in mine if n.site.provider]
         if clouds:
-            files[f"skypilot-{slug}.yaml"] = _text(slug, clouds, plan, problem, period)
+            files[f"skypilot-{slug}.yaml"] = _text(slug, clouds, plan, problem, facts)
         for place in dict.fromkeys(n.pool.place for n in mine if not n.site.provider):
             own = [n for n in mine if n.pool.place == place]
-            name = f"{slug}-{names.place[place]}"
-            files[f"skypilot-{name}.yaml"] = _text(name, own, plan, problem, period, pool=names.place[place])
+            name = joined(slug, names.place[place])
+            files[f"skypilot-{name}.yaml"] = _text(name, own, plan, problem, facts, pool=names.place[place])
     return files
 
 
 def _text(
-    name: str, some: Sequence[Need], plan: Plan, problem: Problem, period: int | None, *, pool: str = ""
+    name: str, some: Sequence[Need], plan: Plan, problem: Problem, facts: LiveFacts, *, pool: str = ""
 ) -> str:
     """`pool`: of machines of one's own, as `sky ssh up` knows them."""
     model = some[0].pool.model
@@ -51,13 +50,13 @@ def _text(
             "name": f"stoa-{name}",
             "service": {
                 "readiness_probe": {"path": "/ready", "initial_delay_seconds": _START_S},
-                "replica_policy": _policy(some, plan, problem, period),
+                "replica_policy": _policy(some, plan, problem),
             },
             "resources": {"ports": PORT, "use_spot": _is_spot(some), "any_of": _choices(some, pool)},
-            "envs": {"STOA_HOST": "0.0.0.0", "STOA_PORT": str(PORT), "STOA_MODEL": model},
+            "envs": {"STOA_HOST": "0.0.0.0", "STOA_PORT": str(PORT), "STOA_MODEL": facts.source(model)},
             "secrets": {"STOA_API_KEY": None},
             "setup": "pip install stoa\n",
-            "run": 'stoa serve --served-model-name "$STOA_MODEL"\n',
+            "run": f"stoa serve --served-model-name {quote(model)}\n",
         },
     )
 
@@ -66,15 +65,15 @@ def _is_spot(some: Sequence[Need]) -> bool:
     return any(n.market == "spot" for n in some)
 
 
-def _policy(some: Sequence[Need], plan: Plan, problem: Problem, period: int | None) -> dict[str, Any]:
-    least, most = total(some, plan, period)
+def _policy(some: Sequence[Need], plan: Plan, problem: Problem) -> dict[str, Any]:
+    least, most = total(some, plan)
     policy: dict[str, Any] = {"min_replicas": least, "max_replicas": most}
     if most > least:  # it scales by requests; else it would not take two different numbers
         rate = rate_per_replica(some, plan, problem)
         policy["target_qps_per_replica"] = max(0.001, round(rate, 3))
     if _is_spot(some):
         lasting = [n for n in some if n.market != "spot"]
-        policy["base_ondemand_fallback_replicas"] = total(lasting, plan, period)[0] if lasting else 0
+        policy["base_ondemand_fallback_replicas"] = total(lasting, plan)[0] if lasting else 0
         policy["dynamic_ondemand_fallback"] = True
     return policy
 

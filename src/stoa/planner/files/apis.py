@@ -24,6 +24,12 @@ def read_apis(
     for i, entry in enumerate(entries):
         price = _price(f"api[{i}]", entry, folder, exchange)
         name = entry.place or price.provider or entry.name
+        if entry.place is None and name in {p.name for p in places}:
+            raise ConfigError(
+                f"api[{i}]: there is a place called {name} already, whose labels are not this service's; accepted: place, "
+                "another name for where it answers, or the same if it does answer there",
+                param=f"api[{i}].place",
+            )
         labels = {"api", price.provider, *entry.labels} - {""}
         old = known.get(name)
         known[name] = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
+from textwrap import shorten
 
 from stoa.errors import ConfigError
 from stoa.planner.files import document as doc
@@ -12,6 +13,8 @@ from stoa.planner.files import units
 from stoa.planner.files.demand import Kind, Who
 from stoa.planner.files.residency import Residency
 from stoa.planner.problem import Service
+
+_KNOWN = 200  # letters of the list of projects
 
 
 def read_services(entries: Sequence[doc.Service]) -> tuple[Service, ...]:
@@ -53,6 +56,19 @@ def kinds(document: doc.Document, residency: Residency) -> Callable[[Who], Kind]
         return Kind(service, residency.groups[residency.number(who.project)].name, origin)
 
     return kind_of
+
+
+def unheard(document: doc.Document, projects: Collection[str]) -> tuple[str, ...]:
+    """What to say of patterns of projects that fit none of the demand's: a misspelt rule keeps nobody."""
+    named = [(f"rule {r.name}", r.projects) for r in document.rule]
+    named += [(f"service {s.name}", s.match.projects) for s in document.service if s.match.projects]
+    named += [(f"origin {o.name}", o.projects) for o in document.origin]
+    known = shorten(", ".join(sorted(filter(None, projects))), _KNOWN) or "none with a name"
+    return tuple(
+        f"{what} fits no project of the demand ({', '.join(patterns)}); those are {known}"
+        for what, patterns in named
+        if "*" not in patterns and not any(_any(patterns, project) for project in projects)
+    )
 
 
 def _matches(match: doc.Match, who: Who) -> bool:

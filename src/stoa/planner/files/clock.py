@@ -140,6 +140,10 @@ def read_start(text: str, zone: ZoneInfo) -> Start:
             f"demand.start is {text!r}; accepted: a date such as 2024-05-06 or 2024-05-06T08:00+02:00",
             param="demand.start",
         ) from None
+    if not 1970 <= at.year <= 2200:
+        raise ConfigError(
+            f"demand.start is {text!r}; accepted: a year from 1970 to 2200", param="demand.start"
+        )
     return Start(at if at.tzinfo else at.replace(tzinfo=zone))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import msgspec
 from stoa.errors import ConfigError
 from stoa.planner.files.document import Document
 
-_STRUCT = msgspec.inspect.StructType
+_STRUCT, _LIST = msgspec.inspect.StructType, msgspec.inspect.VarTupleType
 
 
 def read_document(path: Path) -> Document:
     """By its ending: .toml, .yaml, .yml. ConfigError for what cannot be read, unknown keys, and values of another kind."""
-    data = _plain(_parsed(path))
+    try:
+        data = _plain(_parsed(path))
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply", param="document") from None
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path}: accepted: tables such as [demand] and [[service]]", param="document")
     _check_keys(path, data, msgspec.inspect.type_info(Document), "")
@@ -27,7 +31,54 @@ def read_document(path: Path) -> Document:
     except msgspec.ValidationError as error:
         message, _, at = str(error).partition(" - at `$")
         key = at.rstrip("`").lstrip(".") or "document"
-        raise ConfigError(f"{path}: {key}: {message.replace('`', '')}", param=key) from None
+        accepted = _accepted(_kind_at(key))
+        raise ConfigError(
+            f"{path}: {key}: {message.replace('`', '')}" + (f"; accepted: {accepted}" if accepted else ""),
+            param=key,
+        ) from None
+
+
+def _kind_at(key: str) -> msgspec.inspect.Type | None:
+    """What may stand at a key such as place[1].machine[0].count."""
+    kind: msgspec.inspect.Type | None = msgspec.inspect.type_info(Document)
+    for name in re.findall(r"\w+|\[", key.replace("...", "")):
+        if name == "[":
+            kind = next((k.item_type for k in _each(kind) if isinstance(k, _LIST)), None)
+        elif not name.isdigit():
+            fields = [f for k in _each(kind) if isinstance(k, _STRUCT) for f in k.fields]
+            kind = next((f.type for f in fields if f.encode_name == name), None)
+    return kind
+
+
+def _each(kind: msgspec.inspect.Type | None) -> Sequence[msgspec.inspect.Type | None]:
+    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+
+
+def _accepted(kind: msgspec.inspect.Type | None) -> str:
+    """In words; "" for what needs none."""
+    return " or ".join(filter(None, map(_words, _each(kind))))
+
+
+def _words(kind: msgspec.inspect.Type | None) -> str:
+    match kind:
+        case msgspec.inspect.LiteralType(values=values):
+            return ", ".join(map(str, values))
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return f"a list, [...], of {_accepted(item) or 'tables'}"
+        case msgspec.inspect.IntType(ge=low, le=high):
+            return f"a whole number{_between(low, None, high)}"
+        case msgspec.inspect.FloatType(ge=least, gt=low, le=high):
+            return f"a number{_between(least, low, high)}"
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.StrType():
+            return "text"
+    return ""
+
+
+def _between(least: float | None, above: float | None, most: float | None) -> str:
+    low = f" from {least:g}" if least is not None else f" above {above:g}" if above is not None else ""
+    return low + (f" to {most:g}" if most is not None else "")
 
 
 def _parsed(path: Path) -> Any:
@@ -36,14 +87,31 @@ def _parsed(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".yaml", ".yml"):
+            _check_twice(yaml.compose(text, yaml.SafeLoader))
             return yaml.safe_load(text)
         if path.suffix != ".toml":
             raise ConfigError(f"{path}: accepted: a file named .toml, .yaml or .yml", param="document")
         return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", param="document") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # of its syntax, its letters, its numbers
         raise ConfigError(f"{path}: {' '.join(str(error).split())}", param="document") from None
+
+
+def _check_twice(node: Any) -> None:
+    """ConfigError for a key that a mapping of YAML has twice: the later one would silently hold."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            _check_twice(each)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+            _check_twice(value)
 
 
 def _plain(value: Any) -> Any:

@@ -45,12 +45,15 @@ class Periods(Entry, frozen=True, kw_only=True):
 
 
 class Machine(Entry, frozen=True, kw_only=True):
-    """A type of machine, where price files do not describe it."""
+    """A type of machine, where price files do not describe it. `bandwidth` and `compute`: of one accelerator, where its
+    datasheet is not known here."""
 
     name: str
     accelerator: str
     accelerators: Annotated[int, Meta(ge=1, le=1024)] = 1
     memory: Quantity | None = None
+    bandwidth: Quantity | None = None
+    compute: Quantity | None = None
     power: Quantity | None = None
 
 
@@ -89,9 +92,11 @@ class Place(Buying, frozen=True, kw_only=True):
 
 
 class Model(Entry, frozen=True, kw_only=True):
-    """`shape`: the name of a well-known model, or a config.json. `adapter`: what one adapter takes in memory."""
+    """`shape`: the name of a well-known model, or a config.json. `adapter`: what one adapter takes in memory. `source`: what
+    exported manifests start."""
 
     name: str
+    source: str | None = None
     shape: str | None = None
     weights: Quantity | None = None
     adapter: Quantity | None = None
@@ -188,7 +193,7 @@ class ScenarioEntry(Entry, frozen=True, kw_only=True):
     """`factor`: of all demand; `factors`: by name of period, for those that differ."""
 
     name: str
-    probability: Annotated[float, Meta(gt=0, le=1)]
+    probability: Share
     factor: Annotated[float, Meta(ge=0)] = 1.0
     factors: dict[str, Annotated[float, Meta(ge=0)]] = {}
 
@@ -197,10 +202,10 @@ class Safety(Entry, frozen=True, kw_only=True):
     """`within`: share of requests that come in a `window` with no more work than is planned for; `margin`: that factor, or
     by name of period; `days`: quantile of the days of a period."""
 
-    within: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    within: Share = 0.9
     margin: AtLeastOne | dict[str, AtLeastOne] | None = None
     window: Quantity = "10 s"
-    days: Annotated[float, Meta(gt=0, le=1)] | None = None
+    days: Share | None = None
     scenario: tuple[ScenarioEntry, ...] = ()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import structs
@@ -17,7 +19,7 @@ from stoa.planner.files import document as doc
 from stoa.planner.files import units
 from stoa.planner.files.apis import read_apis
 from stoa.planner.files.arrivals import Arrivals, read_trace, read_usage
-from stoa.planner.files.asking import kinds, read_services
+from stoa.planner.files.asking import kinds, read_services, unheard
 from stoa.planner.files.clock import Clock, Start, assumed_start, read_clock, read_start, read_zone
 from stoa.planner.files.decode import read_document
 from stoa.planner.files.demand import Bucketed, Sizes, bucketed
@@ -33,11 +35,13 @@ from stoa.planner.problem import Bucket, Period, Place, Problem, Rules
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """`notes`: what was assumed, and how figures came about, for people. `demand`: the requests themselves, where they are
-    known. `trace`: the file they came from."""
+    """`notes`: what was assumed, and how figures came about, for people; `warnings`: what may be meant otherwise.
+    `demand`: the requests themselves, where they are known. `trace`: the file they came from. `document`: as it was read."""
 
     problem: Problem
-    notes: tuple[str, ...]
+    document: doc.Document
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     demand: Bucketed | None = None
     trace: Path | None = None
 
@@ -51,7 +55,42 @@ def read_problem(path: Path) -> Problem:
 def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
     """As `read_problem`, with what there is to say about it. `usage`: an export of usage that the demand is taken from,
     whatever the document names."""
-    document, folder = read_document(path), path.parent
+    document = read_document(path)
+    try:
+        _check_names(document)
+        return _read(document, path.parent, usage)
+    except ConfigError as error:
+        raise _located(error, path, document) from None
+
+
+def _check_names(document: doc.Document) -> None:
+    """ConfigError for a name that stands twice: the later entry would take the earlier one's place."""
+    for key in ("place", "machine", "model", "api", "service", "origin"):
+        names: list[str] = [entry.name for entry in getattr(document, key)]
+        for i, name in enumerate(names):
+            if not name.strip():
+                raise ConfigError(f"{key}[{i}] has no name", param=f"{key}[{i}].name")
+            if name in names[:i]:
+                raise ConfigError(
+                    f"{key}[{i}]: {name!r} stands twice, first as {key}[{names.index(name)}]",
+                    param=f"{key}[{i}].name",
+                )
+
+
+def _located(error: ConfigError, path: Path, document: doc.Document) -> ConfigError:
+    """With the file's name, unless it is another file's fault, and those of the entries it speaks of."""
+    if Path(re.split("[:,] ", error.message)[0]).is_file():
+        return error
+    names: list[str] = []
+    entry: Any = document
+    for key, number in re.findall(r"(\w+)\[(\d+)\]", error.param or ""):
+        entry = (getattr(entry, key, None) or (None,) * 1000)[int(number)]
+        names.append(getattr(entry, "name", None) or getattr(entry, "type", None) or "")
+    where = f" ({', '.join(filter(None, names))})" if any(names) else ""
+    return ConfigError(f"{path}{where}: {error.message}", param=error.param)
+
+
+def _read(document: doc.Document, folder: Path, usage: Path | None) -> Inputs:
     if usage is not None:
         demand = structs.replace(document.demand, trace=None, table=None, usage=str(usage.resolve()))
         document = structs.replace(document, demand=demand)
@@ -83,13 +122,19 @@ def read_inputs(path: Path, *, usage: Path | None = None) -> Inputs:
     sizes = np.array([(b.prompt_tokens, b.output_tokens) for b in buckets], np.float64).reshape(-1, 2)
     work = work_of(problem.fits, sizes[:, 0], sizes[:, 1])
     margin = read_margin(document, asked.bucketed, work, clock.periods, buckets, services)
+    warnings = asked.warnings
+    if asked.bucketed is None and document.safety.margin is None:
+        warnings += (
+            "the demand is a table, which says nothing of bursts: there is room for requests that come independently of "
+            "each other; real ones are more uneven (safety.margin, or a trace as demand)",
+        )
     problem = replace(
         problem,
         rules=_rules(document.rules, margin, exchange),
         scenarios=read_scenarios(document.safety, asked.bucketed, work, clock.periods),
     )
     notes = (*asked.notes, *sites.notes, *left_out, *late)
-    return Inputs(check(problem), notes, asked.bucketed, asked.trace)
+    return Inputs(check(problem), document, notes, warnings, asked.bucketed, asked.trace)
 
 
 def read_exchange(document: doc.Document) -> Exchange:
@@ -127,6 +172,7 @@ class _Asked:
     rates: tuple[tuple[float, ...], ...]
     residency: Residency
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     bucketed: Bucketed | None = None
     trace: Path | None = None
 
@@ -155,9 +201,10 @@ def _read_demand(document: doc.Document, folder: Path, clock: Clock, places: Seq
 def _from_table(
     document: doc.Document, path: Path, periods: Sequence[Period], places: Sequence[Place]
 ) -> _Asked:
-    residency = read_residency(document.rule, read_projects(path), places)
+    projects = read_projects(path)
+    residency = read_residency(document.rule, projects, places)
     sizes = tuple(read_table(path, periods, kinds(document, residency)))
-    return _Asked(sizes, tuple(size.counts for size in sizes), residency, ())
+    return _Asked(sizes, tuple(size.counts for size in sizes), residency, (), unheard(document, projects))
 
 
 def _from_arrivals(
@@ -178,7 +225,8 @@ def _from_arrivals(
         else (f"{path.name} has no dates: its second 0 is taken for a Monday's midnight",)
     )
     rates = tuple(found.rates(k) for k in range(len(found.sizes)))
-    return _Asked(found.sizes, rates, residency, notes, found, path)
+    warnings = unheard(document, arrivals.project.names)
+    return _Asked(found.sizes, rates, residency, notes, warnings, found, path)
 
 
 def _start(demand: doc.Demand, arrivals: Arrivals, clock: Clock) -> Start:

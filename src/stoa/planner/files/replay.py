@@ -10,7 +10,7 @@ import numpy as np
 
 from stoa.errors import ConfigError
 from stoa.planner.files import units
-from stoa.planner.files.arrivals import Arrivals, is_usage, read_trace, read_usage
+from stoa.planner.files.arrivals import Arrivals, Labels, is_usage, read_trace, read_usage
 from stoa.planner.files.asking import kinds
 from stoa.planner.files.clock import (
     QUARTER_S,
@@ -85,6 +85,10 @@ def _placed(requests: Requests, clock: Clock, start: Start, begin_s: float, end_
     return Replay(requests, end_s - begin_s, parts.period.astype(np.int64), offset_s)
 
 
+def _name(labels: Labels, request: int) -> str:
+    return labels.name(int(labels.codes[request]))
+
+
 def _nearest(arrivals: Arrivals, found: Sequence[Kind], kind: Places, buckets: Sequence[Bucket]) -> Places:
     """The bucket of its kind that is most like a request: by the ratios of their tokens."""
     bucket = np.full(len(kind), -1, np.int64)
@@ -96,7 +100,8 @@ def _nearest(arrivals: Arrivals, found: Sequence[Kind], kind: Places, buckets: S
             raise ConfigError(
                 f"{len(those)} requests of service {who.service}, group {who.group}"
                 + (f" from {who.origin}" if who.origin else "")
-                + " are not in the plan's demand",
+                + f" (project {_name(arrivals.project, those[0])!r}) are not in the plan's demand; "
+                "accepted: a trace of what was planned for, or that project in the demand",
                 param="trace",
             )
         tokens = np.log1p(np.stack([arrivals.prompt_tokens[those], arrivals.output_tokens[those]], axis=1))

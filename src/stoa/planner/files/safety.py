@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,8 @@ def read_margin(
     buckets: Sequence[Bucket],
     services: Sequence[Service],
 ) -> tuple[float, ...]:
-    """By period; 1 for demand that is a table and says nothing of what is within its periods."""
+    """By period. Of demand that is a table, which says nothing of what is within its periods, requests are taken to come
+    independently of each other."""
     safety = document.safety
     if isinstance(safety.margin, dict):
         _check_names(safety.margin, periods, "safety.margin")
@@ -54,18 +56,43 @@ def read_margin(
         raise ConfigError(
             f"safety.window is {safety.window!r}; accepted: from 1 s to 15 min", param="safety.window"
         )
+    if not any(any(b.rates) for b in buckets):
+        raise ConfigError("demand: nobody asks for anything", param="demand")
+    within = units.share(safety.within, "safety.within")
     if demand is None:
-        return (1.0,) * len(periods)
+        return _poisson(within, window_s, work, buckets, services)
     found = np.ones(len(periods))
     every = _work_by_period(demand, work)
     for service in services:
         mine = np.array([b.service == service.name for b in buckets])[demand.bucket]
         part = replace(demand, bucket=demand.bucket[mine], at_s=demand.at_s[mine])
         own = margins(
-            part, work, safety.within, min(_LONGEST_S, max(window_s, service.ttft_s)),
+            part, work, within, min(_LONGEST_S, max(window_s, service.ttft_s)),
             scale=document.demand.scale, by_day=safety.days is not None,
         )  # fmt: skip
         counts = _work_by_period(part, work) >= _LEAST_SHARE * every
+        found = np.where(counts, np.maximum(found, own), found)
+    return tuple(found.tolist())
+
+
+def _poisson(
+    within: float, window_s: float, work: Floats, buckets: Sequence[Bucket], services: Sequence[Service]
+) -> tuple[float, ...]:
+    """The same of Poisson arrivals with the buckets' rates: work in a window is about normal, with the variance of a
+    compound Poisson process."""
+    if not 0 < within < 1:
+        raise ConfigError(
+            f"safety.within is {within:g}; accepted for demand that is a table: above 0 and below 1",
+            param="safety.within",
+        )
+    rates = np.array([b.rates for b in buckets], np.float64)
+    found, every = np.ones(rates.shape[1]), work @ rates
+    for service in services:
+        mine = np.array([b.service == service.name for b in buckets])
+        length_s = min(_LONGEST_S, max(window_s, service.ttft_s))
+        mean, squares = work[mine] @ rates[mine] * length_s, work[mine] ** 2 @ rates[mine] * length_s
+        own = 1 + max(0.0, NormalDist().inv_cdf(within)) * np.sqrt(squares) / np.maximum(mean, 1e-300)
+        counts = (mean > 0) & (mean >= _LEAST_SHARE * every * length_s)
         found = np.where(counts, np.maximum(found, own), found)
     return tuple(found.tolist())
 
@@ -79,17 +106,22 @@ def read_scenarios(
     safety: doc.Safety, demand: Bucketed | None, work: Floats, periods: Sequence[Period]
 ) -> tuple[Scenario, ...]:
     """Those of the document, or one of dear days; none: demand as it is."""
-    if safety.days is not None:
+    days = None if safety.days is None else units.share(safety.days, "safety.days")
+    if days is not None:
         if safety.scenario or demand is None:
             raise ConfigError(
                 "safety.days goes with a trace or usage, and without safety.scenario", param="safety.days"
             )
-        factors = day_factors(demand, work, safety.days)
-        return (Scenario(f"{safety.days:.0%} of days", 1.0, tuple(factors.tolist())),)
+        factors = day_factors(demand, work, days)
+        return (Scenario(f"{days:.0%} of days", 1.0, tuple(factors.tolist())),)
     for i, entry in enumerate(safety.scenario):
         _check_names(entry.factors, periods, f"safety.scenario[{i}].factors")
     return tuple(
-        Scenario(e.name, e.probability, tuple(e.factors.get(p.name, e.factor) for p in periods))
+        Scenario(
+            e.name,
+            units.share(e.probability, "safety.scenario.probability"),
+            tuple(e.factors.get(p.name, e.factor) for p in periods),
+        )
         for e in safety.scenario
     )
 

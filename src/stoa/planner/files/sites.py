@@ -69,8 +69,14 @@ def _declared(number: int, machine: doc.Machine) -> MachineType:
     known = accelerators.by_name(machine.accelerator)
     if machine.memory is not None:
         each_gib = units.gib(machine.memory, f"{at}.memory")
+    elif known is not None:
+        each_gib = known.memory_gib
     else:
-        each_gib = accelerators.find(machine.accelerator).memory_gib
+        raise ConfigError(
+            f"{at}: {accelerators.unknown(machine.accelerator)}; accepted: memory beside it, and bandwidth and compute or a "
+            "[[throughput]] with profile or table",
+            param=f"{at}.accelerator",
+        )
     power_kw = None if known is None else known.power_w * machine.accelerators / 1000
     if machine.power is not None:
         power_kw = units.kilowatts(machine.power, f"{at}.power")

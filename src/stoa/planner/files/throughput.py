@@ -70,6 +70,7 @@ def read_replicas(
     models = {m.name: (m, _shape(f"model[{i}]", m, folder)) for i, m in enumerate(document.model)}
     found: dict[tuple[str, str], Replica] = {}
     notes: list[str] = []
+    declared = {m.name: (f"machine[{i}]", m) for i, m in enumerate(document.machine)}
     for i, entry in enumerate(document.throughput):
         at = f"throughput[{i}]"
         patterns = _patterns(at, entry, machines)
@@ -78,7 +79,7 @@ def read_replicas(
             key = (entry.model, machine.name)
             if key in found or not any(fnmatchcase(machine.name, p) for p in patterns):
                 continue
-            pair = _Pair(at, entry, model, shape, machine, _accelerator(machine))
+            pair = _Pair(at, entry, model, shape, machine, _accelerator(machine, declared.get(machine.name)))
             try:
                 found[key] = _replica(pair, folder)
             except ConfigError as error:
@@ -111,10 +112,22 @@ def _shape(at: str, model: doc.Model, folder: Path) -> ModelShape | None:
     return replace(shape, weight_bytes=weights_gib * _GIB / shape.parameters)
 
 
-def _accelerator(machine: MachineType) -> Accelerator | None:
-    """With the memory that the machine has of it: price lists say what is usable."""
-    known = accelerators.by_name(machine.accelerator)
-    return None if known is None else replace(known, memory_gib=machine.memory_gib / machine.accelerators)
+def _accelerator(machine: MachineType, declared: tuple[str, doc.Machine] | None) -> Accelerator | None:
+    """What the document says of it, else its datasheet, with the memory that the machine has of it: price lists say what is
+    usable."""
+    known, memory_gib = accelerators.by_name(machine.accelerator), machine.memory_gib / machine.accelerators
+    if declared is not None and (declared[1].bandwidth is not None or declared[1].compute is not None):
+        at, entry = declared
+        if entry.bandwidth is None or entry.compute is None:
+            raise ConfigError(f"{at}: bandwidth and compute go together", param=at)
+        return Accelerator(
+            entry.accelerator,
+            memory_gib,
+            units.gb_per_s(entry.bandwidth, f"{at}.bandwidth"),
+            units.tflops(entry.compute, f"{at}.compute"),
+            1000 * (machine.power_kw or 0.0) / machine.accelerators,
+        )
+    return None if known is None else replace(known, memory_gib=memory_gib)
 
 
 def _patterns(at: str, entry: doc.Throughput, machines: Sequence[MachineType]) -> Sequence[str]:
@@ -170,7 +183,13 @@ def _fitted(pair: _Pair, folder: Path) -> Fitted:
             "model's name or a config.json",
             param="model",
         )
-    accelerator = pair.accelerator or accelerators.find(pair.machine.accelerator)
+    accelerator = pair.accelerator
+    if accelerator is None:
+        raise ConfigError(
+            f"{pair.at}: {accelerators.unknown(pair.machine.accelerator)}; accepted: bandwidth and compute in a [[machine]] "
+            f"called {pair.machine.name}, or profile or table instead of roofline",
+            param="throughput",
+        )
     profile = roofline(pair.shape, accelerator, pair.machine.accelerators, _limits(pair))
     return Fitted(profile, math.nan, "roofline", f"reckoned from the datasheet of {accelerator.name}")
 

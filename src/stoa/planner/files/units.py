@@ -25,6 +25,7 @@ _SECONDS = {
     **dict.fromkeys(("d", "day", "days"), 86400.0),
     **dict.fromkeys(("w", "week", "weeks"), 604800.0),
 }
+_LONGEST_S = 1e9
 _GIB = {
     **{f"{p}iB": 1024.0**n for n, p in enumerate(("K", "M", "G", "T"), -2)},
     **{f"{p}B": 1000.0 ** (n + 3) / 1024**3 for n, p in enumerate(("k", "M", "G", "T"), -2)},
@@ -79,16 +80,30 @@ class Exchange:
 
 
 def seconds(value: Quantity, at: str) -> float:
-    return _read(value, at, _SECONDS, "200 ms")
+    """Of up to thirty years."""
+    found = _read(value, at, _SECONDS, "200 ms")
+    if found > _LONGEST_S:
+        raise ConfigError(f"{at} is {value!r}; accepted: up to thirty years", param=at)
+    return found
 
 
 def hours(value: Quantity, at: str) -> float:
-    return _read(value, at, _SECONDS, "30 d") / 3600
+    return seconds(value, at) / 3600
 
 
 def gib(value: Quantity, at: str) -> float:
     """GB are 10^9 bytes, GiB 2^30."""
     return _read(value, at, _GIB, "80 GiB")
+
+
+def gb_per_s(value: Quantity, at: str) -> float:
+    """Of memory: 10^9 bytes a second."""
+    return _read(value, at, {"GB/s": 1.0, "TB/s": 1e3}, "1008 GB/s")
+
+
+def tflops(value: Quantity, at: str) -> float:
+    """10^12 operations a second."""
+    return _read(value, at, {"TFLOPS": 1.0, "TFLOP/s": 1.0, "PFLOPS": 1e3}, "165 TFLOPS")
 
 
 def kilowatts(value: Quantity, at: str) -> float:

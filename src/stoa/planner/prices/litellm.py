@@ -1,8 +1,8 @@
 """Prices of hosted models in LiteLLM's layout: a JSON object of models with USD a token.
 
-Read are input_cost_per_token, output_cost_per_token, cache_read_input_token_cost, max_input_tokens, max_output_tokens, mode,
-litellm_provider, and what longer prompts cost: input_cost_per_token_above_128k_tokens (any number) and tiered_pricing. A
-model without a price a token (it is paid by the image, the second, the page) is not in the result.
+Read are input_cost_per_token, output_cost_per_token, max_input_tokens, litellm_provider, and what longer prompts cost:
+input_cost_per_token_above_128k_tokens (any number) and tiered_pricing. A model without a price a token (it is paid by the
+image, the second, the page) is not in the result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from stoa.planner.prices.normal import ApiPrice
 from stoa.planner.problem import Tier
 
 _SAMPLE = "sample_spec"  # explains the layout, and is no model
-_CACHED = "cache_read_input_token_cost"
 _ABOVE = re.compile(r"(input|output)_cost_per_token_above_(\d+)(k?)_tokens")
 _ENOUGH = 5  # names to offer where one is not there
 
@@ -86,9 +85,6 @@ def _price(name: str, entry: Mapping[str, Any]) -> ApiPrice:
         input_usd,
         output_usd,
         _whole(entry, "max_input_tokens"),
-        _whole(entry, "max_output_tokens"),
-        str(entry.get("mode", "")),
-        None if entry.get(_CACHED) is None else _usd(entry, _CACHED, None),
         tuple(t for t in tiers if t.above_tokens > 0),
     )
 

@@ -12,62 +12,43 @@ from typing import NamedTuple
 class MachineFacts(NamedTuple):
     accelerator: str  # as `accelerators` names it
     accelerators: int
-    vcpus: int
-    memory_gib: float
 
 
-def _scaled(
-    name: str, accelerator: str, vcpus: int, memory_gib: float, *counts: int
-) -> dict[str, MachineFacts]:
-    """`name` with its number of accelerators; vCPUs and memory are those of each."""
-    return {name.format(n): MachineFacts(accelerator, n, n * vcpus, n * memory_gib) for n in counts}
-
-
-GCP: dict[str, MachineFacts] = {
-    **_scaled("a2-highgpu-{}g", "A100-40GB", 12, 85, 1, 2, 4, 8),
-    "a2-megagpu-16g": MachineFacts("A100-40GB", 16, 96, 1360),
-    **_scaled("a2-ultragpu-{}g", "A100-80GB", 12, 170, 1, 2, 4, 8),
-    **_scaled("a3-highgpu-{}g", "H100", 26, 234, 1, 2, 4, 8),
-    "a3-megagpu-8g": MachineFacts("H100", 8, 208, 1872),
-    "a3-edgegpu-8g": MachineFacts("H100", 8, 208, 1872),
-    "a3-ultragpu-8g": MachineFacts("H200", 8, 224, 2952),
-    "a4-highgpu-8g": MachineFacts("B200", 8, 224, 3968),
-    **{f"g2-standard-{n}": MachineFacts("L4", 1, n, 4 * n) for n in (4, 8, 12, 16, 32)},
-    **{f"g2-standard-{n}": MachineFacts("L4", n // 12, n, 4 * n) for n in (24, 48, 96)},
-    **{f"g4-standard-{n}": MachineFacts("RTX-PRO-6000", n // 48, n, 3.75 * n) for n in (48, 96, 192, 384)},
-}
-AZURE: dict[str, MachineFacts] = {
-    "Standard_NC4as_T4_v3": MachineFacts("T4", 1, 4, 28),
-    "Standard_NC8as_T4_v3": MachineFacts("T4", 1, 8, 56),
-    "Standard_NC16as_T4_v3": MachineFacts("T4", 1, 16, 110),
-    "Standard_NC64as_T4_v3": MachineFacts("T4", 4, 64, 440),
-    "Standard_NC6s_v3": MachineFacts("V100", 1, 6, 112),
-    "Standard_NC12s_v3": MachineFacts("V100", 2, 12, 224),
-    "Standard_NC24s_v3": MachineFacts("V100", 4, 24, 448),
-    "Standard_NC24rs_v3": MachineFacts("V100", 4, 24, 448),
-    "Standard_ND40rs_v2": MachineFacts("V100-32GB", 8, 40, 672),
-    "Standard_NV36ads_A10_v5": MachineFacts("A10", 1, 36, 440),
-    "Standard_NV36adms_A10_v5": MachineFacts("A10", 1, 36, 880),
-    "Standard_NV72ads_A10_v5": MachineFacts("A10", 2, 72, 880),
-    "Standard_NC24ads_A100_v4": MachineFacts("A100-80GB", 1, 24, 220),
-    "Standard_NC48ads_A100_v4": MachineFacts("A100-80GB", 2, 48, 440),
-    "Standard_NC96ads_A100_v4": MachineFacts("A100-80GB", 4, 96, 880),
-    "Standard_ND96asr_v4": MachineFacts("A100-40GB", 8, 96, 900),
-    "Standard_ND96asr_A100_v4": MachineFacts("A100-40GB", 8, 96, 900),
-    "Standard_ND96ams_A100_v4": MachineFacts("A100-80GB", 8, 96, 1900),
-    "Standard_ND96amsr_A100_v4": MachineFacts("A100-80GB", 8, 96, 1900),
-    "Standard_NC40ads_H100_v5": MachineFacts("H100-NVL", 1, 40, 320),
-    "Standard_NC80adis_H100_v5": MachineFacts("H100-NVL", 2, 80, 640),
-    "Standard_NCC40ads_H100_v5": MachineFacts("H100-NVL", 1, 40, 320),
-    **{
-        f"Standard_ND96{form}_H100_v5": MachineFacts("H100", 8, 96, 1900)
-        for form in ("is", "isr", "isf", "isrf", "is_flex", "is_noIB")
+_TYPES: dict[str, dict[int, str]] = {  # by accelerator, and how many of it
+    "T4": {1: "Standard_NC4as_T4_v3 Standard_NC8as_T4_v3 Standard_NC16as_T4_v3", 4: "Standard_NC64as_T4_v3"},
+    "L4": {
+        1: "g2-standard-4 g2-standard-8 g2-standard-12 g2-standard-16 g2-standard-32", 2: "g2-standard-24",
+        4: "g2-standard-48", 8: "g2-standard-96",
     },
-    "Standard_ND96isr_H200_v5": MachineFacts("H200", 8, 96, 1850),
-    "Standard_ND96is_MI300X_v5": MachineFacts("MI300X", 8, 96, 1850),
-    "Standard_ND96isr_MI300X_v5": MachineFacts("MI300X", 8, 96, 1850),
+    "A10": {1: "Standard_NV36ads_A10_v5 Standard_NV36adms_A10_v5", 2: "Standard_NV72ads_A10_v5"},
+    "V100": {1: "Standard_NC6s_v3", 2: "Standard_NC12s_v3", 4: "Standard_NC24s_v3 Standard_NC24rs_v3"},
+    "V100-32GB": {8: "Standard_ND40rs_v2"},
+    "RTX-PRO-6000": {1: "g4-standard-48", 2: "g4-standard-96", 4: "g4-standard-192", 8: "g4-standard-384"},
+    "A100-40GB": {
+        1: "a2-highgpu-1g", 2: "a2-highgpu-2g", 4: "a2-highgpu-4g",
+        8: "a2-highgpu-8g Standard_ND96asr_v4 Standard_ND96asr_A100_v4", 16: "a2-megagpu-16g",
+    },
+    "A100-80GB": {
+        1: "a2-ultragpu-1g Standard_NC24ads_A100_v4", 2: "a2-ultragpu-2g Standard_NC48ads_A100_v4",
+        4: "a2-ultragpu-4g Standard_NC96ads_A100_v4",
+        8: "a2-ultragpu-8g Standard_ND96ams_A100_v4 Standard_ND96amsr_A100_v4",
+    },
+    "H100": {
+        1: "a3-highgpu-1g", 2: "a3-highgpu-2g", 4: "a3-highgpu-4g",
+        8: "a3-highgpu-8g a3-megagpu-8g a3-edgegpu-8g Standard_ND96is_H100_v5 Standard_ND96isr_H100_v5 "
+        "Standard_ND96isf_H100_v5 Standard_ND96isrf_H100_v5 Standard_ND96is_flex_H100_v5 Standard_ND96is_noIB_H100_v5",
+    },
+    "H100-NVL": {1: "Standard_NC40ads_H100_v5 Standard_NCC40ads_H100_v5", 2: "Standard_NC80adis_H100_v5"},
+    "H200": {8: "a3-ultragpu-8g Standard_ND96isr_H200_v5"},
+    "B200": {8: "a4-highgpu-8g"},
+    "MI300X": {8: "Standard_ND96is_MI300X_v5 Standard_ND96isr_MI300X_v5"},
+}  # fmt: skip
+_BY_NAME = {
+    name.lower(): MachineFacts(accelerator, count)
+    for accelerator, by_count in _TYPES.items()
+    for count, names in by_count.items()
+    for name in names.split()
 }
-_BY_NAME = {name.lower(): facts for table in (GCP, AZURE) for name, facts in table.items()}
 
 
 def facts_of(machine: str) -> MachineFacts | None:

@@ -21,8 +21,6 @@ class MachinePrice:
     accelerator: str
     accelerators: int
     accelerator_memory_gib: float | None  # of each
-    vcpus: float | None
-    memory_gib: float | None  # of the host
     on_demand_usd: float | None
     spot_usd: float | None
     note: str = ""  # how prices were reckoned, for people
@@ -38,9 +36,6 @@ class ApiPrice:
     input_usd: float
     output_usd: float
     max_input_tokens: int | None = None
-    max_output_tokens: int | None = None
-    mode: str = ""
-    cached_input_usd: float | None = None
     tiers: tuple[Tier, ...] = ()
 
 

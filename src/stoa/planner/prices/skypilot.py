@@ -1,6 +1,6 @@
 """Catalogs in SkyPilot's layout: one CSV file a cloud, a line for each type of machine in each zone.
 
-Columns stand in any order, and only some of them in older versions: InstanceType, vCPUs, MemoryGiB, AcceleratorName,
+Columns stand in any order, and only some of them in older versions. Read are InstanceType, AcceleratorName,
 AcceleratorCount, GpuInfo, Region, AvailabilityZone, Price, SpotPrice. A blank price: not sold that way. Where accelerators
 are sold apart from their hosts (lines without InstanceType), a machine costs what its host and its accelerators cost
 together.
@@ -80,8 +80,6 @@ def _price(
         accelerators.canonical(accelerator, memory_gib),
         count,
         memory_gib,
-        row.number("vcpus"),
-        row.number("memorygib"),
         prices.on_demand_usd,
         prices.spot_usd,
         note,

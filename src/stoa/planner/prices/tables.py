@@ -13,7 +13,7 @@ from stoa.planner.prices.normal import MachinePrice
 from stoa.planner.prices.rows import Row, read_header, read_rows
 
 AWS_PRICE = re.compile(r"ondemand_usd_per_h_([a-z0-9_]+)")  # the column's name says for which region
-AWS_COLUMNS = ("instance_type", "gpu_name", "gpu_count", "gpu_memory_mib", "vcpu", "memory_mib")
+AWS_COLUMNS = ("instance_type", "gpu_name", "gpu_count", "gpu_memory_mib")
 ADVISOR_COLUMNS = ("region", "instance_type", "savings_over_ondemand_pct")
 GCP_COLUMNS = ("region", "machine_type", "ondemand_usd_per_h", "spot_usd_per_h")
 AZURE_COLUMNS = ("region", "vm_size", "ondemand_usd_per_h")
@@ -39,7 +39,7 @@ def read_aws(path: Path, advisor: Path | None = None) -> list[MachinePrice]:
 
 def _aws(row: Row, column: str, region: str, savings: Mapping[str, tuple[float, str]]) -> MachinePrice:
     machine, on_demand = row.text("instance_type"), row.usd(column)
-    memory_mib, host_mib = row.number("gpu_memory_mib"), row.number("memory_mib")
+    memory_mib = row.number("gpu_memory_mib")
     memory_gib = None if not memory_mib else memory_mib / 1024
     spot, note = None, ""
     if on_demand is not None and machine in savings:
@@ -54,8 +54,6 @@ def _aws(row: Row, column: str, region: str, savings: Mapping[str, tuple[float, 
         accelerators.canonical(row.text("gpu_name"), memory_gib),
         int(row.number("gpu_count") or 0),
         memory_gib,
-        row.number("vcpu"),
-        None if host_mib is None else host_mib / 1024,
         on_demand,
         spot,
         spot_note=note,
@@ -99,8 +97,6 @@ def _plain(row: Row, provider: str, column: str, spot_usd: float | None) -> Mach
         facts.accelerator if facts else "",
         facts.accelerators if facts else 0,
         accelerators.find(facts.accelerator).memory_gib if facts else None,
-        facts.vcpus if facts else None,
-        facts.memory_gib if facts else None,
         row.usd("ondemand_usd_per_h"),
         spot_usd,
     )

@@ -33,7 +33,6 @@ class ModelShape:
     )
     step_parameters: float | None = None  # that a step reads; None: all
     weight_bytes: float = 2.0  # each
-    kv_element_bytes: float = 2.0
 
     @property
     def weights_gib(self) -> float:
@@ -41,8 +40,8 @@ class ModelShape:
 
     @property
     def kv_token_bytes(self) -> float:
-        """Keys and values of a token, all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_element_bytes
+        """Keys and values of a token, all layers, in 16 bits."""
+        return 2.0 * self.layers * self.kv_heads * self.head_dim * 2
 
     @property
     def in_row(self) -> float:
@@ -66,14 +65,13 @@ def decoder(
     tied: bool = False,
     experts: int = 1,
     experts_used: int = 1,
-    gated: bool = True,
     weight_bytes: float = 2.0,
 ) -> ModelShape:
-    """A decoder of the Llama family, or with experts in place of each MLP (`intermediate` is then one expert's).
-    `gated`: an MLP of three matrices, otherwise of two. Norms and biases are left out (below 0.1 %)."""
+    """A decoder of the Llama family, or with experts in place of each MLP (`intermediate` is then one expert's). Norms and
+    biases are left out (below 0.1 %)."""
     head_dim = head_dim or hidden // heads
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    expert = (3 if gated else 2) * hidden * intermediate
+    expert = 3 * hidden * intermediate
     router = hidden * experts if experts > 1 else 0
     in_layers = layers * (attention + router + experts * expert)
     embedding = vocab * hidden

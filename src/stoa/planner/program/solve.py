@@ -86,8 +86,8 @@ class _Search:
             raise NoPlan(
                 f"{self.limit_s:g} s were not enough to say whether there is a plan; accepted: a longer time limit"
             ) from None
-        except NoOptimum as error:
-            raise NoPlan(f"no plan keeps all rules ({error.message})") from None
+        except NoOptimum:
+            raise NoPlan("no plan keeps all rules") from None
 
     # -- the course
 
@@ -110,6 +110,8 @@ class _Search:
         if not self._done():
             self._try(self._ceiled(), self._effort(self.gap / 3, 3))
             self._approach()
+        if self.best is None:  # no whole machines for these commitments, but perhaps for others
+            self._together(self._left_s())
         self._check_budget()
         return self._plan()
 

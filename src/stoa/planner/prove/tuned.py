@@ -36,7 +36,8 @@ def tune(
         plan = solve(tried)
         proof = prove(plan, tried, replay, spot=spot, startup_s=startup_s, seed=seed)
         log(
-            f"margins {margin.min():.2f} to {margin.max():.2f}: {proof.shortfall:.2%} short, {proof.spent.total:.2f} USD"
+            f"margins {margin.min():.2f} to {margin.max():.2f}: {proof.shortfall:.2%} of the requests short of the promise, "
+            f"{plan.costs.total * 720 / problem.horizon_h:,.2f} USD per 30 days"
         )
         if proof.shortfall <= 0:
             break
@@ -44,4 +45,8 @@ def tune(
         late = np.array(proof.late)
         margin[late > allowed / 2] *= _STEP
         margin[late > 4 * allowed] *= _STEP
+    written = ", ".join(
+        f'"{p.name}" = {m:.2f}' for p, m in zip(tried.periods, tried.rules.margin, strict=True)
+    )
+    log(f"[safety] margin = {{ {written} }}")
     return tried, plan, proof

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from stoa.planner.prove.proof import Proof, ServiceProof, Spent
-
-_MISSED = 0.005
+from stoa.planner.prove.proof import MISSED, Proof, ServiceProof, Spent
 
 
 def tell_proof(proof: Proof) -> str:
@@ -21,7 +20,7 @@ def tell_proof(proof: Proof) -> str:
             f"  by usage  {_cost(proof.spent.by_request, proof.promised.by_request)}: this follows who asks"
         )
     lines += [f"  {_service(s)}" for s in proof.services]
-    if proof.shortfall > _MISSED:
+    if not proof.kept:
         lines.append(
             "The plan does not keep its promise on these requests. `--tune`, or more `safety`, buys more room."
         )
@@ -34,11 +33,18 @@ def _cost(usd: float, promised_usd: float) -> str:
 
 
 def _service(s: ServiceProof) -> str:
-    kept = "kept" if s.promised - s.first <= _MISSED else "MISSED"
+    short = s.promised - s.kept
+    kept = "kept" if short <= 0 else "nearly kept" if short <= MISSED else "MISSED"
     return (
-        f"{s.service:<9} first token in time for {s.first:.2%} of {s.requests:,} requests, {s.promised:.1%} promised: "
-        f"{kept}; 99 % within {s.ttft_p99_s:.2f} s; pace in time for {s.pace:.2%}"
+        f"{s.service:<9} {s.kept:.2%} of {s.requests:,} requests in time, {s.promised:.1%} promised: {kept} "
+        f"(first token {s.first:.2%}, pace {s.pace:.2%}; first tokens: half within {_within(s.ttft_p50_s)}, 99 % within "
+        f"{_within(s.ttft_p99_s)})"
     )
+
+
+def _within(seconds: float) -> str:
+    """Who is never answered waits until the trial's end."""
+    return f"{seconds:.2f} s" if seconds < math.inf else "no time at all"
 
 
 def _spent_json(spent: Spent) -> dict[str, float]:
@@ -54,8 +60,8 @@ def proof_json(proof: Proof) -> dict[str, Any]:
         "cost_error": proof.cost_error,
         "services": [
             {
-                "service": s.service, "requests": s.requests, "promised": s.promised, "first_in_time": s.first,
-                "pace_in_time": s.pace, "ttft_p99_s": s.ttft_p99_s,
+                "service": s.service, "requests": s.requests, "promised": s.promised, "kept": s.kept,
+                "first_in_time": s.first, "pace_in_time": s.pace, "ttft_p50_s": s.ttft_p50_s, "ttft_p99_s": s.ttft_p99_s,
             }
             for s in proof.services
         ],

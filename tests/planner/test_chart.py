@@ -25,7 +25,7 @@ def test_places_ways_of_paying_and_work_are_drawn() -> None:
     problem = world(night=1.0, day=6.0, offers=(OWN, HOURLY, SPOT), rules=rules(margin=(1.2, 1.2)))
     said = texts(draw(solve(problem), problem))
     for text in (
-        "USD per hour, by place", "cellar", "cloud", "owned", "spot", "work with margin", "mean work (dashed)",
+        "USD per hour, by place", "cellar", "cloud", "owned", "spot", "with margin", "mean (dashed)",
         "requests per second, by who answers", "00:00", "12:00",
     ):  # fmt: skip
         assert text in said

@@ -65,15 +65,10 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan which machines to rent, own and reserve, where, for which models; explain it, and try it on a trace."""
+    options = {name: value for name, value in locals().items() if name != "every"}
     from stoa.cli.planning import Job
 
-    job = Job(
-        document=document, gap=gap, time_limit_s=time_limit_s, quick=quick, tune=tune, tune_from=tune_from,
-        tune_until=tune_until, verify=verify, begin=begin, until=until, spot=spot or (), spot_scale=spot_scale,
-        startup_s=startup_s, seed=seed,
-        old=old, least_saving=least_saving, out=out, chart=chart, apply=apply, export=export, to=to, usage=usage, home=home,
-        db=db, as_json=as_json,
-    )  # fmt: skip
+    job = Job(**options)
     if every is not None:
         job.again(every)
     elif not job.once():

@@ -43,7 +43,7 @@ class Job:
     verify: Path | None
     begin: str | None
     until: str | None
-    spot: Sequence[str]
+    spot: Sequence[str] | None
     spot_scale: int
     startup_s: float
     seed: int
@@ -177,7 +177,7 @@ class Job:
         from stoa.simulator import read_spot
 
         found = {}
-        for text in self.spot:
+        for text in self.spot or ():
             place, _, file = text.partition("=")
             if not file:
                 raise ConfigError(f"--spot {text!r}; accepted: PLACE=FILE", param="spot")

@@ -40,8 +40,8 @@ _LETTER = 7.0  # pixels of one
 
 
 def draw(plan: Plan, problem: Problem) -> str:
-    """Three panels over the periods, each as wide as its hours: USD an hour by place; replicas that are there, by how they
-    are paid for, and the seconds of replicas that demand takes each second; requests a second by who answers them."""
+    """Three panels over the periods, each as wide as its hours in all: USD an hour by place; replicas that are there, by
+    how they are paid for, and how many are needed; requests a second by who answers them."""
     x = _edges(problem)
     tops = [panel_top(i) for i in range(3)]
     month = 720 / problem.horizon_h
@@ -55,7 +55,7 @@ def draw(plan: Plan, problem: Problem) -> str:
 
 def _edges(problem: Problem) -> Floats:
     """Both ends of each period, in pixels."""
-    ends = np.cumsum([p.hours for p in problem.periods])
+    ends = np.cumsum(problem.hours)
     x: Floats = np.repeat(np.concatenate([[0.0], ends]), 2)[1:-1]
     return np.asarray(LEFT + (WIDTH - LEFT - RIGHT) * x / ends[-1], np.float64)
 
@@ -82,13 +82,13 @@ def _replicas(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str
     yield from _stack(
         top,
         x,
-        "replicas that are there, and the work for them (replica-seconds per second)",
+        "replicas that are there on average, and how many the requests need",
         layers,
         least=max(needed),
     )
     most = _top(layers, max(needed))
     for place, (values, label, dash) in enumerate(
-        ((needed, "work with margin", ""), (mean, "mean work (dashed)", "4 3")), len(layers)
+        ((needed, "with margin", ""), (mean, "mean (dashed)", "4 3")), len(layers)
     ):
         yield line(x, top + PANEL * (1 - _steps(values) / most), INK, 1.4, dash)
         yield legend(top, place, label, INK)
@@ -102,7 +102,7 @@ def _requests(top: int, x: Floats, plan: Plan, problem: Problem) -> Iterable[str
         for t, rate in enumerate(rates):
             to[t] += rate
     layers = [("machines", _OWN, own), ("hosted models", _HOSTED, hosted)]
-    return _stack(top, x, "requests per second, by who answers", layers)
+    return _stack(top, x, "requests per second, by who answers", [each for each in layers if any(each[2])])
 
 
 Layer = tuple[str, str, Sequence[float]]
@@ -133,13 +133,13 @@ def _short(label: str) -> str:
 
 
 def _names(top: int, problem: Problem) -> Iterable[str]:
-    """Names of periods below their middles, as many as there is room for; of hours of the clock only when they begin."""
-    names = [_short(beginning(p.name)) for p in problem.periods]
-    hours = np.array([p.hours for p in problem.periods])
-    middles = LEFT + (WIDTH - LEFT - RIGHT) * (np.cumsum(hours) - hours / 2) / hours.sum()
+    """Names of periods below their middles, as many as there is room for; hours of the clock where they begin."""
+    ends = _edges(problem).reshape(-1, 2)
     free = -np.inf
-    for name, middle in zip(names, middles, strict=True):
+    for period, (start, end) in zip(problem.periods, ends.tolist(), strict=True):
+        begins = beginning(period.name)
+        name, at = _short(begins), start if begins != period.name else (start + end) / 2
         half = len(name) * _LETTER / 2
-        if middle - half >= free:
-            yield mark(float(middle), top, name)
-            free = middle + half + _LETTER
+        if at - half >= free:
+            yield mark(at, top, name)
+            free = at + half + _LETTER

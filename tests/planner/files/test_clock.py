@@ -15,7 +15,6 @@ from stoa.planner.files.clock import (
     Clock,
     Start,
     assumed_start,
-    offset_of,
     quarters,
     read_clock,
     read_start,
@@ -140,7 +139,7 @@ def test_quarters_cover_a_trace_once(begin_s: float, length_s: float, start_s: f
     start = Start(datetime.fromtimestamp(1.7e9 + start_s, UTC))
     found = quarters(clock, start, begin_s, begin_s + length_s)
     assert found.seconds.sum() == pytest.approx(length_s, rel=1e-9)
-    (place,) = found.of(np.array([begin_s + arrival * length_s]), offset_of(start))
+    (place,) = found.of(np.array([begin_s + arrival * length_s]))
     assert 0 <= place < len(found.period)
     moment_s = start.at.timestamp() + begin_s + arrival * length_s
     around = (datetime.fromtimestamp(moment_s + beside_s, BERLIN) for beside_s in (-1e-3, 1e-3))

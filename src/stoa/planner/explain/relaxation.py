@@ -57,6 +57,11 @@ def free(problem: Problem) -> Problem:
     return replace(problem, rules=replace(problem.rules, budget_usd=None))
 
 
+def known_usd(problem: Problem, whole: Plan | None) -> float:
+    """What others are compared with: that plan, or the relaxation without a budget."""
+    return relaxation(free(problem)).usd if whole is None else whole.costs.total
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """USD over the horizon of the plan that was found. The cheapest costs at least `least_usd`; in the relaxation both are

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stoa.planner.explain.relaxation import Cost, costs, free, relaxation
+from stoa.planner.explain.relaxation import Cost, costs, free, known_usd
 from stoa.planner.plan import Plan
 from stoa.planner.problem import PURCHASES, Problem, Purchase, Scenario
 
@@ -37,9 +37,8 @@ def safety(problem: Problem, *, whole: Plan | None = None) -> tuple[Bought, ...]
     `whole`: reckon with whole machines, and compare with this plan. NoOptimum for a problem without a plan."""
     base = free(problem)
     asked = [*_promises(base), *_options(base)]
-    known_usd = whole.costs.total if whole is not None else relaxation(base).usd
-    again, *others = costs([base, *(each for _, _, each in asked)], whole=whole is not None)
-    base_usd = known_usd if again is None else min(known_usd, again.usd)
+    others = costs([each for _, _, each in asked], whole=whole is not None)
+    base_usd = known_usd(problem, whole)
     return tuple(
         _bought(kind, what, base_usd, other) for (kind, what, _), other in zip(asked, others, strict=True)
     )

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from stoa.planner.explain.relaxation import Relaxation, costs, free, relaxation
+from stoa.planner.explain.relaxation import Relaxation, costs, free, known_usd, relaxation
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Offer, Problem
 from stoa.planner.program.view import HOUR_S
@@ -83,9 +83,8 @@ def _worths(problem: Problem, found: Relaxation, whole: Plan | None) -> tuple[Wo
     little = _LITTLE_USD * max(1.0, found.usd)
     scarce = sorted(_more(problem, found), key=lambda each: (not _is_owned(each.offer), -each.dual_usd))
     asked = [each for each in scarce if each.dual_usd > little][: _MOST if whole is None else _MOST_WHOLE]
-    base, *others = costs([free(problem), *(free(each.problem) for each in asked)], whole=whole is not None)
-    known_usd = found.usd if whole is None else whole.costs.total
-    base_usd = known_usd if base is None else min(known_usd, base.usd)
+    others = costs([free(each.problem) for each in asked], whole=whole is not None)
+    base_usd = known_usd(problem, whole)
     a_day = 24 / problem.horizon_h
     worths = []
     for each, other in zip(asked, others, strict=True):

@@ -43,16 +43,22 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Quarters:
-    """Quarters of an hour of a trace, the first one with its second `begin_s`: their periods, and their days as numbers."""
+    """Quarters of an hour of a trace, the first one with its second `begin_s`: their periods, and their days as numbers.
+    `offset_s`: of the quarter that second 0 is in have passed before it."""
 
     first: int
+    offset_s: float
     period: Numbers
     day: Numbers
     seconds: NDArray[np.float64]  # of each that the trace covers
 
-    def of(self, arrival_s: NDArray[np.float64], offset_s: float) -> NDArray[np.int64]:
+    def of(self, arrival_s: NDArray[np.float64]) -> NDArray[np.int64]:
         """Which quarter each arrival is in."""
-        return ((arrival_s + offset_s) // QUARTER_S).astype(np.int64) - self.first
+        return ((arrival_s + self.offset_s) // QUARTER_S).astype(np.int64) - self.first
+
+    def period_of(self, arrival_s: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which period; before and after the trace that of its ends."""
+        return self.period[np.clip(self.of(arrival_s), 0, len(self.period) - 1)].astype(np.int64)
 
 
 def read_zone(name: str, at: str) -> ZoneInfo:
@@ -154,7 +160,8 @@ def assumed_start(clock: Clock) -> Start:
 
 def quarters(clock: Clock, start: Start, begin_s: float, end_s: float) -> Quarters:
     """Of the stretch [begin_s, end_s) of a trace."""
-    offset_s = offset_of(start)
+    at = start.at
+    offset_s = (at.minute * 60 + at.second + at.microsecond / 1e6) % QUARTER_S
     edges = np.arange(np.floor((begin_s + offset_s) / QUARTER_S), np.ceil((end_s + offset_s) / QUARTER_S) + 1)
     inside = np.clip(edges * QUARTER_S - offset_s, begin_s, end_s)
     origin = start.at if start.wall else start.at.astimezone(UTC)
@@ -162,10 +169,6 @@ def quarters(clock: Clock, start: Start, begin_s: float, end_s: float) -> Quarte
     moments = [(zero + timedelta(seconds=float(q) * QUARTER_S)).astimezone(clock.zone) for q in edges[:-1]]
     period = [int(clock.index[m.weekday(), m.hour]) for m in moments]
     days = [m.toordinal() for m in moments]
-    return Quarters(int(edges[0]), np.array(period, np.int32), np.array(days, np.int32), np.diff(inside))
-
-
-def offset_of(start: Start) -> float:
-    """Seconds between the quarter of an hour before the start, and the start."""
-    at = start.at
-    return (at.minute * 60 + at.second + at.microsecond / 1e6) % QUARTER_S
+    return Quarters(
+        int(edges[0]), offset_s, np.array(period, np.int32), np.array(days, np.int32), np.diff(inside)
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stoa.errors import ConfigError
 from stoa.planner.files.arrivals import Arrivals
-from stoa.planner.files.clock import Clock, Quarters, Start, offset_of, quarters
+from stoa.planner.files.clock import Clock, Quarters, Start, quarters
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -83,7 +83,7 @@ def bucketed(
     parts = quarters(clock, start, begin_s, end_s)
     seconds = np.bincount(parts.period, parts.seconds, len(clock.periods)).astype(np.float64)
     _check_covered(clock, seconds)
-    period = parts.period[parts.of(arrivals.arrival_s, offset_of(start))].astype(np.int64)
+    period = parts.period_of(arrivals.arrival_s)
     kinds, kind = kinds_of(arrivals, kind_of)
     prompts, outputs = len(prompt_edges) + 1, len(output_edges) + 1
     code = (kind * prompts + np.searchsorted(prompt_edges, arrivals.prompt_tokens)) * outputs

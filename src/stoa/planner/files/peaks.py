@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stoa.planner.files.clock import offset_of
 from stoa.planner.files.demand import Bucketed
 
 Floats = NDArray[np.float64]
@@ -46,7 +45,7 @@ def margins(
 
 def _periods_of(demand: Bucketed, moments: Floats) -> tuple[Numbers, Numbers]:
     """Periods and days that moments of the trace are in."""
-    part = np.clip(demand.quarters.of(moments, offset_of(demand.start)), 0, len(demand.quarters.period) - 1)
+    part = np.clip(demand.quarters.of(moments), 0, len(demand.quarters.period) - 1)
     return demand.quarters.period[part].astype(np.int64), demand.quarters.day[part].astype(np.int64)
 
 
@@ -84,7 +83,7 @@ def day_factors(demand: Bucketed, work: Floats, quantile: float) -> Floats:
     """By period: that quantile of its days' mean work, relative to the mean of all days; 1 where there is one day. Days of
     which the trace has less than half of the period's hours do not count."""
     parts = demand.quarters
-    part = parts.of(demand.at_s, offset_of(demand.start))
+    part = parts.of(demand.at_s)
     came = np.bincount(part, work[demand.bucket], len(parts.period))
     found = np.ones(len(demand.seconds))
     for p in range(len(found)):

@@ -12,16 +12,7 @@ from stoa.errors import ConfigError
 from stoa.planner.files import units
 from stoa.planner.files.arrivals import Arrivals, Labels, is_usage, read_trace, read_usage
 from stoa.planner.files.asking import kinds
-from stoa.planner.files.clock import (
-    QUARTER_S,
-    Clock,
-    Start,
-    assumed_start,
-    offset_of,
-    quarters,
-    read_clock,
-    read_zone,
-)
+from stoa.planner.files.clock import Quarters, assumed_start, quarters, read_clock, read_zone
 from stoa.planner.files.decode import read_document
 from stoa.planner.files.demand import Kind, kinds_of
 from stoa.planner.files.residency import read_residency
@@ -33,18 +24,16 @@ from stoa.simulator.traces import Requests, join
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`requests.project` is the number of the request's bucket. `period`: of each quarter of an hour, the first of which has
-    begun `offset_s` before second 0."""
+    """`requests.project` is the number of the request's bucket. It begins at the trace's second `begin_s`."""
 
     requests: Requests
     length_s: float
-    period: Places
-    offset_s: float
+    quarters: Quarters
+    begin_s: float
 
     def period_at(self, at_s: Floats) -> Places:
         """Number of the period that each second of the replay is in."""
-        quarter = ((np.asarray(at_s) + self.offset_s) // QUARTER_S).astype(np.int64)
-        return self.period[np.clip(quarter, 0, len(self.period) - 1)]
+        return self.quarters.period_of(np.asarray(at_s) + self.begin_s)
 
 
 def read_replay(
@@ -76,13 +65,8 @@ def read_replay(
         arrivals.arrival_s - begin_s, arrivals.prompt_tokens, arrivals.output_tokens, bucket.astype(np.int32)
     )
     scaled = join(scale_rate([requests], document.demand.scale, seed=seed))
-    return _placed(scaled, clock, arrivals.start or assumed_start(clock), begin_s, end_s)
-
-
-def _placed(requests: Requests, clock: Clock, start: Start, begin_s: float, end_s: float) -> Replay:
-    parts = quarters(clock, start, begin_s, end_s)
-    offset_s = (begin_s + offset_of(start)) % QUARTER_S
-    return Replay(requests, end_s - begin_s, parts.period.astype(np.int64), offset_s)
+    parts = quarters(clock, arrivals.start or assumed_start(clock), begin_s, end_s)
+    return Replay(scaled, end_s - begin_s, parts, begin_s)
 
 
 def _name(labels: Labels, request: int) -> str:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from stoa.errors import ConfigError
 from stoa.planner.files import document as doc
 from stoa.planner.files import units
-from stoa.planner.files.clock import offset_of
 from stoa.planner.files.demand import Bucketed
 from stoa.planner.files.peaks import day_factors, margins
 from stoa.planner.problem import Bucket, Fit, Period, Scenario, Service
@@ -98,7 +97,7 @@ def _poisson(
 
 
 def _work_by_period(demand: Bucketed, work: Floats) -> Floats:
-    period = demand.quarters.period[demand.quarters.of(demand.at_s, offset_of(demand.start))]
+    period = demand.quarters.period_of(demand.at_s)
     return np.bincount(period, work[demand.bucket], len(demand.seconds)).astype(np.float64)
 
 

@@ -120,6 +120,7 @@ def _section(model: str, plan: Plan, problem: Problem, facts: LiveFacts, overflo
     shares = _Shares(model, plan, problem, facts)
     return Section(
         targets=_targets(model, plan, problem),
+        demand=_demand(services, problem),
         weights=tuple(w for lane in shares.lanes if (w := shares.weights(lane)) is not None),
         overflow=tuple(_overflow(services, problem, facts, shares, overflow_share)),
         daily_usd=_daily_usd(plan, problem),
@@ -151,6 +152,14 @@ def _targets(model: str, plan: Plan, problem: Problem) -> tuple[Target, ...]:
                 )
             )
     return tuple(found)
+
+
+def _demand(services: Sequence[Service], problem: Problem) -> tuple[float, ...]:
+    """Requests a second, as it is likely."""
+    names = {s.name for s in services}
+    mine = [b.rates for b in problem.buckets if b.service in names]
+    factor = [sum(s.probability * s.factors[t] for s in problem.likely) for t in range(len(problem.periods))]
+    return tuple(round(f * sum(rates[t] for rates in mine), 6) for t, f in enumerate(factor))
 
 
 def _of_others(model: str, plan: Plan, offer: Offer) -> Iterable[int]:

@@ -67,6 +67,27 @@ def test_the_plan_is_there_though_nobody_asks() -> None:
     assert there(world) == {("local", "on_demand"): 2, ("a", "spot"): 2, ("b", "spot"): 1}
 
 
+def came(requests_per_s: float, hours: float = 1.0) -> Demand:
+    """So many requests, all answered at once, over the last hours."""
+    bins = round(hours * 360)
+    return Demand(10.0, [10 * requests_per_s] * bins, [0.0] * bins, [0.0] * bins, [0.0] * bins, [0.0] * bins)
+
+
+@pytest.mark.parametrize(
+    ("night", "day", "asked", "share"), [(5.0, 5.0, 5.0, 1.0), (5.0, 5.0, 0.0, 0.2), (0.05, 5.0, 0.0, 0.97)]
+)
+def test_of_what_does_not_come_less_stands_ready(
+    night: float, day: float, asked: float, share: float
+) -> None:
+    """An hour without the requests that were planned for leaves a fifth of the floor; one as planned leaves it whole, and so
+    does a quiet night before the day."""
+    targets = [target("cloud", "on_demand", [10, 10])]
+    plan = model_plan({"targets": targets, "demand": [night, day]}, periods=HALVES)
+    world = World([DEAR])
+    run(world, plan, 1, begins_s=NOON_S, demand=came(asked))
+    assert sum(there(world).values()) == np.ceil(10 * share)
+
+
 def test_replicas_are_ready_when_their_period_begins() -> None:
     """They are launched a startup time before it, and not sooner."""
     world, plan = World(list(OFFERS)), office_and_cloud()

@@ -96,9 +96,11 @@ class Overflow(_Part, frozen=True, kw_only=True):
 
 
 class Section(_Part, frozen=True, kw_only=True):
-    """One base model's fleet. `imbalance_s`: how much longer a request may wait for the weights' sake."""
+    """One base model's fleet. `demand`: requests a second that the targets are for, by period; where fewer come, fewer
+    replicas stand ready. `imbalance_s`: how much longer a request may wait for the weights' sake."""
 
     targets: tuple[Target, ...] = ()
+    demand: tuple[float, ...] = ()  # none: targets stand whatever comes
     weights: tuple[Weights, ...] = ()
     overflow: tuple[Overflow, ...] = ()
     daily_usd: dict[str, float] = {}  # most that a remote may cost in a UTC day
@@ -180,6 +182,10 @@ def check_plan(plan: FleetPlan) -> None:
     calendar_of(plan)
     for model, section in plan.models.items():
         _check_targets(model, section, places, len(plan.periods))
+        if section.demand:
+            length(f"{model}: demand", section.demand, len(plan.periods))
+        for rate in section.demand:
+            within(f"{model}: demand", rate, 0, 1e9)
         _check_weights(model, section, plan, places, groups)
         _check_overflow(model, section, groups)
 

@@ -4,6 +4,8 @@
               always there a plan asks for more than it counts on; when they are there, that would be too many. So as many
               whole ones as it counts on stand at their place, and what is left of all places is need, wherever it is
               cheapest. Where some requests may not be served everywhere, all that was asked for stands at its place
+    share     of the floor that stands: what came in the last hour over what the plan had expected, at most all of it. A
+              quarter of an hour of what it expects now counts as come, so a quiet night says little of the morning
     keep      as many as the floor, ready ones first; launch what is missing where it may be had
     need      of `Elastic`, which knows nothing of the plan; at least what the plan counts on now and next
     extra     need beyond what is kept or coming: `mix` decides where, among offers that the plan leaves room at. So it also
@@ -24,9 +26,20 @@ from dataclasses import dataclass, field, replace
 from stoa.fleet.policies import autoscaler, mix
 from stoa.fleet.policies.autoscaler import Elastic
 from stoa.fleet.policies.consolidation import first_to_go, give_back
-from stoa.fleet.policies.facts import Decision, Launch, Market, Offer, OfferSeen, ReplicaSeen, Snapshot
+from stoa.fleet.policies.facts import (
+    Decision,
+    Demand,
+    Launch,
+    Market,
+    Offer,
+    OfferSeen,
+    ReplicaSeen,
+    Snapshot,
+)
 from stoa.fleet.policies.mix import Need, Records
 from stoa.fleet.policies.modelplan import ModelPlan, places_of_key
+
+_LOOK_S, _KNOWN_S = 3600.0, 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,7 @@ class Planned:
             if _lasts(r):
                 lasting.setdefault((self.plan.place_of(r.offer.zone), r.offer.market), []).append(r)
         at_s, pools = self.begins_s + seen.now_s, []
+        share = self._share(seen.demand, at_s)
         for p in self.plan.pools:
             there = offers.get((p.place, p.market), [])
             mine = first_to_go(lasting.get((p.place, p.market), ()))[::-1]
@@ -87,12 +101,24 @@ class Planned:
             counts = p.replicas if self.plan.has_residency else tuple(math.floor(n + 1e-6) for n in p.sure)
             pools.append(
                 _Pool(
-                    p.place, tuple(there), tuple(mine), counts[now], counts[later], p.most, p.sure[now], p.sure[later]
+                    p.place, tuple(there), tuple(mine), math.ceil(share * counts[now] - 1e-6),
+                    math.ceil(share * counts[later] - 1e-6), p.most, share * p.sure[now], share * p.sure[later],
                 )
             )  # fmt: skip
         for key in asked_s:
             _have_one(pools, places_of_key(key))
         return pools
+
+    def _share(self, demand: Demand, at_s: float) -> float:
+        expected = self.plan.section.demand
+        if not expected:
+            return 1.0
+        bins = min(len(demand.requests), round(_LOOK_S / demand.bin_s))
+        came = sum(demand.requests[len(demand.requests) - bins :])
+        begins = (at_s - demand.bin_s * (i + 1) for i in range(bins))
+        hoped = sum(expected[self.plan.calendar.at(t)] for t in begins) * demand.bin_s
+        known = expected[self.plan.calendar.at(at_s)] * _KNOWN_S
+        return min(1.0, (came + known) / (hoped + known)) if hoped + known > 0 else 1.0
 
 
 @dataclass(slots=True)

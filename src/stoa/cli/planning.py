@@ -211,6 +211,11 @@ class Job:
         for path, text in files.items():
             write_bytes(text, path)
             self._log(f"wrote {path}")
+        if self.apply is not None and problem.apis and problem.rules.budget_usd is None:
+            hosted = ", ".join(a.name for a in problem.apis)
+            self._log(
+                f"nothing limits what {hosted} may cost beyond the plan: rules.budget, or daily_usd in {self.apply}"
+            )
 
     def _print(self, made: Plan, problem: Problem, inputs: Inputs, diff: str, proof: Proof | None) -> None:
         from stoa.planner.explain import as_json, explain

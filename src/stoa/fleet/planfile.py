@@ -64,7 +64,9 @@ class PlanFile:
 
     def _say(self, what: str, plan: ModelPlan) -> None:
         now = plan.calendar.at(self._now())
-        wanted = ", ".join(f"{p.replicas[now]}{' spot' if p.market == 'spot' else ''} at {p.place}" for p in plan.pools)
+        wanted = ", ".join(
+            f"{p.replicas[now]}{' spot' if p.market == 'spot' else ''} at {p.place}" for p in plan.pools
+        )
         log.info(
             what,
             file=str(self._path),

@@ -15,9 +15,7 @@ import argparse
 import itertools
 import json
 import math
-import platform
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from about import about
 from candidates import Candidate, candidates
 
 from stoa.fleet.policies.facts import Bounds, Slo
@@ -110,7 +109,14 @@ def run(
 
 
 def tune(
-    c: Candidate, world: World, requests: Requests, *, runs: int, log: Callable[[str], None]
+    c: Candidate,
+    world: World,
+    requests: Requests,
+    *,
+    runs: int,
+    log: Callable[[str], None],
+    seed: int = 0,
+    day: int = 0,
 ) -> dict[str, Any]:
     """Coordinate descent: parameter by parameter, the cheapest value with which the target is kept, else the nearest to
     keeping it. Where no step is better any more it begins again at a point that is drawn, until `runs` are used up."""
@@ -120,7 +126,7 @@ def tune(
     def rank(params: dict[str, Any]) -> tuple[float, float]:
         key = tuple(params.items())
         if key not in seen:
-            result = run(c, params, world, requests, seed=0, day=0)
+            result = run(c, params, world, requests, seed=seed, day=day)
             seen[key] = (max(0.0, SLO.attainment - result.attainment), result.cost_usd)
             log(f"    {params} {result.attainment:.4f} {result.cost_usd:.0f} USD")
         return seen[key]
@@ -153,7 +159,7 @@ def _descend(
 
 def static_peak(world: World, requests: Requests, *, seed: int, day: int) -> tuple[int, Result]:
     """The fewest replicas that keep the target on the very day they are measured on, to 1 %."""
-    counted = _cut(requests, day * DAY_S, (day + 1) * DAY_S)
+    counted = cut(requests, day * DAY_S, (day + 1) * DAY_S)
     low = max(
         1, int(sum(w.sum() for w in row_work(PROFILE, counted)) / DAY_S)
     )  # less than the work needs on average
@@ -173,14 +179,14 @@ def static_peak(world: World, requests: Requests, *, seed: int, day: int) -> tup
 def _static(count: int, world: World, requests: Requests, seed: int, day: int) -> Result:
     """Of the day, with an hour before it: nothing is learned, so there is nothing to see of earlier days."""
     begin_s = max(0.0, day * DAY_S - 3600.0)
-    part, end_s = _cut(requests, begin_s, (day + 1) * DAY_S), (day + 1) * DAY_S - begin_s
+    part, end_s = cut(requests, begin_s, (day + 1) * DAY_S), (day + 1) * DAY_S - begin_s
     return simulate(
         [part], world.zones(seed, False), PROFILE, Both(StaticPeak(count), OnDemand()),
         slo=SLO, seed=seed, until_s=end_s, options=Options(measure_from_s=3600.0, order="arrival"),
     )  # fmt: skip
 
 
-def _cut(requests: Requests, begin_s: float, end_s: float) -> Requests:
+def cut(requests: Requests, begin_s: float, end_s: float) -> Requests:
     part = requests.part((requests.arrival_s >= begin_s) & (requests.arrival_s < end_s))
     return replace(part, arrival_s=part.arrival_s - begin_s)
 
@@ -200,14 +206,14 @@ def clairvoyant(world: World, requests: Requests, *, seed: int, spot: bool, day:
     """The cheapest run found that keeps the target by following a plan made in advance, with machines that are known to
     last: an upper bound on what the best policy could cost, as `optimum` is a lower one. Engines take by deadline."""
     begin_s = max(0.0, day * DAY_S - 3600.0)
-    part = _cut(requests, begin_s, (day + 1) * DAY_S)
+    part = cut(requests, begin_s, (day + 1) * DAY_S)
     end_s = (day + 1) * DAY_S - begin_s
     rate = np.bincount((part.arrival_s / 60).astype(int), sum(row_work(PROFILE, part))) / 60
     known = course(
         part, PROFILE, SLO, until_s=end_s, startup_s=world.startup_s, most=int(1.3 * rate.max()) + 2
     )
     plan = in_order_plan(known, late_allowed=(1 - SLO.attainment) * len(part), tries=4)
-    zones = [_later(zone, begin_s) for zone in world.zones(seed, spot)]
+    zones = [later(zone, begin_s) for zone in world.zones(seed, spot)]
     placement: Any = OnDemand()
     if spot:
         placement = Foresight({zone.name: zone.spot for zone in zones if zone.spot is not None})
@@ -226,7 +232,7 @@ def clairvoyant(world: World, requests: Requests, *, seed: int, spot: bool, day:
     return min(found, key=lambda r: (max(0.0, SLO.attainment - r.attainment), r.cost_usd))
 
 
-def _later(zone: Zone, begin_s: float) -> Zone:
+def later(zone: Zone, begin_s: float) -> Zone:
     """The same zone on a clock that begins then."""
     if zone.spot is None:
         return zone
@@ -313,25 +319,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _without_paths(argv: Sequence[str]) -> list[str]:
-    named = {"--data", "--spot", "--out", "--params"}
-    return [a if i == 0 or argv[i - 1] not in named else a.rsplit("/", 1)[-1] for i, a in enumerate(argv)]
-
-
-def _about(args: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "command": " ".join(["python benchmarks/elasticity.py", *_without_paths(sys.argv[1:])]),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
-        "trace": args.trace, "factor": args.factor, "jitter_s": args.jitter, "startup_s": args.startup,
-        "per_zone": args.per_zone, "inverted": args.inverted, "ttft_s": SLO.ttft_s, "profile": PROFILE.name,
-        "hourly_usd": HOURLY, "saving": SAVING,
-    }  # fmt: skip
-
-
 def main() -> None:
     args = _arguments()
     world = World(
@@ -358,7 +345,11 @@ def main() -> None:
         log,
     )
     mean = means(table)
-    out = {**_about(args), "params": chosen, "mean": mean, "seeds": table}
+    out = {
+        **about(), "trace": args.trace, "factor": args.factor, "jitter_s": args.jitter, "startup_s": args.startup,
+        "per_zone": args.per_zone, "inverted": args.inverted, "ttft_s": SLO.ttft_s, "profile": PROFILE.name,
+        "hourly_usd": HOURLY, "saving": SAVING, "params": chosen, "mean": mean, "seeds": table,
+    }  # fmt: skip
     args.out.write_text(json.dumps(out, indent=1) + "\n")
     for name, row in mean.items():
         cost, hours = row["cost_usd"], row["machine_hours"]

@@ -4,252 +4,203 @@ PYTHONPATH=benchmarks python -m benchmarks.planner.robust --spot DIR --out docs/
 
 The plan is made from the first day's requests, and the second day brings 1.5 times as many as it would. A policy counts
 where its first tokens keep the target. Everything was tuned on the first day, each with as many runs: the rivals at 1.5
-times its requests, as they are measured; how plans are made at the day as it was and at 1.5 times. Hours of the second day
-differ from the first's anyway, two of them are all but empty. DIR is spot_traces.tar.xz unpacked.
+times its requests, as they are measured, from where `elasticity.py` had left them; how plans are made at the day as it was
+and at 1.5 times. All engines take by deadline, as ours do. DIR is spot_traces.tar.xz unpacked.
 
 ours            `Planned`: the plan of the first day as a floor, the fleet's own autoscaler on top
-spothedge       SkyServe's placement, with each scaler and order of engines; the best counts
-melange         its program on the first day, on demand, for the peak hour or hour by hour; HPA on top
+no-plan         that autoscaler by itself
+spothedge       SkyServe's placement, with each scaler
+melange         on demand, as many machines as the first day's mean work asks for in its busiest hour, or in each: that is
+                what Mélange's program says where there is one type of machine; HPA on top
+NAME-oracle     the same with parameters searched for on the measured day, from those of the first day on, with seed 1
 hindsight       the planner's program on the second day's true requests, with the spot machines that there really were, and
                 margins sharpened on that day
+bound           nothing that keeps the target costs less (stoa.simulator.optimum)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.planner.forecast import RESERVED, Making, melange
-from benchmarks.planner.surge import Policy, burst, hedge, in_hindsight, ours, run
-from candidates import candidates
-from elasticity import DAY_S, HOURLY, PROFILE, SAVING, SLO, World
+from benchmarks.about import about
+from benchmarks.planner.forecast import Making
+from benchmarks.planner.surge import BASES, HEDGES, RIVALS, Hindsight, ours, rank, rival
+from candidates import Candidate, candidates
+from elasticity import DAY_S, HOURLY, PROFILE, SAVING, SLO, World, facts, optimum, run, tune
 
-from stoa.bench.machine import machine_facts
-from stoa.fleet.policies.autoscaler import Elastic
-from stoa.simulator import Requests, Zone
+from stoa.simulator import Requests
 from stoa.simulator.traces import join
 
 SURGE = 1.5
-HEDGES = ("spothedge-hpa", "spothedge-deadline", "spothedge-hpa-deadline")
-BURSTS = ("hpa", "hpa-deadline")
 MAKINGS = tuple(Making(quantile, survive) for quantile in (None, 0.9, 0.99) for survive in (False, True))
-Log = Callable[[str], None]
+NO_PLAN = {"no-plan": "ours-spot", "no-plan-on-demand": "ours"}
+HINDSIGHT = {"hindsight-60min": 24, "hindsight-15min": 96}
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Days:
-    """The forecast's day, and what a policy is run on."""
+class Setting:
+    """What every task knows. `before`: a result of `elasticity.py`."""
 
-    forecast: Requests
-    requests: Requests
-    zones: Sequence[Zone]
+    world: World
+    before: Path
+    runs: int
+    oracle_runs: int
+    tries: int
 
+    @property
+    def high(self) -> World:
+        return replace(self.world, factor=SURGE * self.world.factor)
 
-def tuning_day(world: World, seed: int) -> Days:
-    """The first day, and itself 1.5 times."""
-    high = replace(world, factor=SURGE * world.factor).requests(seed)
-    return Days(_first(world.requests(seed)), _first(high), world.zones(seed, True))
-
-
-def measured_days(world: World, seed: int) -> Days:
-    """The first day as it was, then the second 1.5 times."""
-    usual, high = world.requests(seed), replace(world, factor=SURGE * world.factor).requests(seed)
-    second = high.part((high.arrival_s >= DAY_S) & (high.arrival_s < 2 * DAY_S))
-    return Days(_first(usual), join([_first(usual), second]), world.zones(seed, True))
+    def rival(self, name: str, forecast: Requests) -> Candidate:
+        return rival(name, self.high, forecast, json.loads(self.before.read_text()))
 
 
-def _first(requests: Requests) -> Requests:
-    return requests.part(requests.arrival_s < DAY_S)
+@lru_cache(maxsize=1)
+def days(world: World, seed: int, day: int) -> tuple[Requests, Requests]:
+    """The first day as it was, which plans are made of; and what is run: it at 1.5 times, or, to measure the second, it
+    as it was and then the second at 1.5 times."""
+    usual = _part(world.requests(seed), 0)
+    high = _part(replace(world, factor=SURGE * world.factor).requests(seed), day)
+    return usual, join([usual, high]) if day else high
 
 
-# -- tuning, on the first day
+def _part(requests: Requests, day: int) -> Requests:
+    return requests.part((requests.arrival_s >= day * DAY_S) & (requests.arrival_s < (day + 1) * DAY_S))
 
 
-def descend(
-    params: dict[str, Any],
-    grid: dict[str, Sequence[Any]],
-    ranked: Callable[[dict[str, Any]], tuple[float, float]],
-    runs: int,
-) -> dict[str, Any]:
-    """From parameters tuned at another rate, steps up and down in an order that is drawn, while they are better."""
-    seen: dict[tuple[Any, ...], tuple[float, float]] = {}
-    rng = random.Random(0)
-
-    def rank(p: dict[str, Any]) -> tuple[float, float]:
-        key = tuple(sorted(p.items()))
-        if key not in seen:
-            seen[key] = ranked(p)
-        return seen[key]
-
-    best = params
-    steps = [(name, step) for name in grid for step in (1, -1)]
-    while len(seen) < runs:
-        rng.shuffle(steps)
-        before = best
-        for name, step in steps:
-            values = list(grid[name])
-            near = min(range(len(values)), key=lambda i: abs(values[i] - best[name]))
-            i = near + step
-            while 0 <= i < len(values) and len(seen) < runs and rank(best | {name: values[i]}) < rank(best):
-                best = best | {name: values[i]}
-                i += step
-        if best == before:
-            break
-    return best
+# -- tasks, each in a process
 
 
-def rank(found: dict[str, Any]) -> tuple[float, float]:
-    return max(0.0, SLO.attainment - found["attainment"]), found["cost_usd"]
+def tuned(s: Setting, name: str) -> dict[str, Any]:
+    forecast, requests = days(s.world, 0, 0)
+    return tune(s.rival(name, forecast), s.high, requests, runs=s.runs, log=log)
 
 
-def tuned_making(world: World, log: Log) -> dict[str, Any]:
+def tuned_making(s: Setting) -> dict[str, Any]:
     """Cheapest over the day as it was and 1.5 times: who makes a plan does not know which it will be."""
-    high = tuning_day(world, 0)
-    days = (replace(high, requests=high.forecast), high)
+    forecast, high = days(s.world, 0, 0)
 
     def ranked(making: Making) -> tuple[float, float]:
-        found = [rank(_logged(log, f"{making}", _ours_of(d, making, at_s=0.0), d)) for d in days]
+        c = ours(s.world, forecast, making, seed=0, at_s=0.0, spot=True)
+        found = [rank(facts(run(c, {}, s.world, r, seed=0, day=0))) for r in (forecast, high)]
+        log(f"    {making} {found}")
         return max(short for short, _ in found), sum(usd for _, usd in found)
 
-    return asdict(min(MAKINGS, key=ranked))
+    return asdict(min(MAKINGS[: s.runs // 2], key=ranked))
 
 
-def tuned_rivals(
-    world: World, before: dict[str, Any], chosen: dict[str, Any], runs: int, log: Log
-) -> dict[str, Any]:
-    """From what was found for the forecast's rate, bounds 1.5 times as high; those that are not chosen yet."""
-    days, high = tuning_day(world, 0), SURGE * world.factor
-    known = candidates(high)
-    chosen = dict(chosen)
-
-    def search(name: str, scaler: str, made: Callable[[dict[str, Any]], Policy], without: str = "") -> None:
-        if name in chosen:
-            return
-        start = {k: v for k, v in _raised(before[scaler]).items() if k != without}
-        grid = {k: v for k, v in known[scaler].grid.items() if k != without}
-        tried = lambda p: rank(_logged(log, f"{name} {p}", made(p), days))  # noqa: E731
-        chosen[name] = descend(start, grid, tried, runs)
-        log(f"{name} {chosen[name]}")
-
-    for name in HEDGES:
-        search(name, name, partial(_hedge, name, days.zones, high))
-    for name in BURSTS:
-        for hourly in (False, True):
-            least = melange(days.forecast, hourly=hourly)
-            made = partial(_burst, name, world, least)
-            search(_melange_name(name, hourly), name, made, without="min_replicas")
-    return chosen
+def oracle(s: Setting, name: str, params: dict[str, Any]) -> dict[str, Any]:
+    forecast, requests = days(s.world, 1, 1)
+    c = replace(s.rival(name, forecast), start=params)
+    return tune(c, s.high, requests, runs=s.oracle_runs, log=log, seed=1, day=1)
 
 
-def _hedge(name: str, zones: Sequence[Zone], factor: float, params: dict[str, Any]) -> Policy:
-    return hedge(name, params, zones, factor)
-
-
-def _burst(name: str, world: World, least: Sequence[int], params: dict[str, Any]) -> Policy:
-    return burst(name, params, world, least)
-
-
-def _ours_of(days: Days, making: Making, *, at_s: float, reserved: bool = False, spot: bool = True) -> Policy:
-    return ours(days.forecast, days.zones, making, at_s=at_s, reserved=reserved, spot=spot)
-
-
-def _logged(log: Log, text: str, policy: Policy, days: Days) -> dict[str, Any]:
-    found = run(policy, days.requests, seed=0, day=0)
-    log(f"    {text}: {found['attainment']:.4f} {found['cost_usd']:.0f} USD")
+def measured(s: Setting, seed: int, name: str, params: dict[str, Any]) -> Row:
+    """Of the second day."""
+    forecast, requests = days(s.world, seed, 1)
+    if name == "bound":
+        found: Row = {"cost_usd": round(optimum(s.world, requests, seed=seed, spot=True, day=1).cost_usd, 2)}
+    elif name in HINDSIGHT:
+        found = Hindsight(s.world, requests, HINDSIGHT[name], seed=seed).best(s.tries)
+    else:
+        c, played = _policy(s, seed, name, params, forecast)
+        found = facts(run(c, played, s.world, requests, seed=seed, day=1))
+    log(f"  seed {seed} {name} {found}")
     return found
 
 
-def _raised(params: dict[str, Any]) -> dict[str, Any]:
-    bounds = ("max_replicas", "min_replicas")
-    return {name: round(SURGE * v) if name in bounds and v > 1 else v for name, v in params.items()}
+def _policy(
+    s: Setting, seed: int, name: str, params: dict[str, Any], forecast: Requests
+) -> tuple[Candidate, dict[str, Any]]:
+    if name in NO_PLAN:
+        return candidates(s.world.factor)[NO_PLAN[name]], {}
+    if name.startswith("ours"):
+        return ours(s.world, forecast, Making(**params), seed=seed, at_s=DAY_S, spot=name == "ours"), {}
+    return s.rival(name.removesuffix("-oracle"), forecast), params
 
 
-def _melange_name(scaler: str, hourly: bool) -> str:
-    kind = "melange-hourly" if hourly else "melange"
-    return f"{kind}-deadline" if scaler.endswith("deadline") else kind
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-# -- measuring, on the second day
+def everything(s: Setting, seeds: Sequence[int], pool: Executor) -> dict[str, Any]:
+    """Parameters that were chosen, and what policies cost, by seed."""
+    making = pool.submit(tuned_making, s)
+    tuning = {name: pool.submit(tuned, s, name) for name in RIVALS}
+    params: dict[str, dict[str, Any]] = {name: found.result() for name, found in tuning.items()}
+    oracles = {f"{name}-oracle": pool.submit(oracle, s, name, params[name]) for name in RIVALS}
+    params |= {"ours": making.result(), "ours-on-demand": making.result()}
+    fixed: dict[str, dict[str, Any]] = {name: {} for name in (*NO_PLAN, *HINDSIGHT, "bound")}
+    rows = [_submitted(s, seed, params | fixed, pool) for seed in seeds]
+    searched = {name: found.result() for name, found in oracles.items()}
+    rows = [row | _submitted(s, seed, searched, pool) for seed, row in zip(seeds, rows, strict=True)]
+    told = [{name: row[name].result() for name in row} for row in rows]
+    return {"params": params | searched, **summary(told), "seeds": told}
 
 
-def measure(
-    world: World, chosen: dict[str, Any], seed: int, tries: int, known: dict[str, Any], log: Log
-) -> dict[str, dict[str, Any]]:
-    """`known`: of an earlier run, is taken as it is."""
-    days, making = measured_days(world, seed), Making(**chosen["ours"])
-    policies = {
-        "ours": _ours_of(days, making, at_s=DAY_S),
-        "ours-reserved": _ours_of(days, making, at_s=DAY_S, reserved=True),
-        "ours-on-demand": _ours_of(days, making, at_s=DAY_S, spot=False),
-        "no-plan": Policy(Elastic(), days.zones),
-        **{name: hedge(name, chosen[name], days.zones, SURGE * world.factor) for name in HEDGES},
-    }
-    for name in BURSTS:
-        for hourly in (False, True):
-            kind = _melange_name(name, hourly)
-            policies[kind] = burst(name, chosen[kind], world, melange(days.forecast, hourly=hourly))
-    found = {}
-    for name, policy in policies.items():
-        found[name] = known.get(name) or run(policy, days.requests, seed=seed, day=1)
-        log(f"  seed {seed} {name} {found[name]}")
-    for periods in (24, 96):
-        before = {
-            name: row for name, row in known.items() if name.startswith(f"hindsight-{1440 // periods}min")
-        }
-        found |= before
-        if before:
-            continue
-        for committed, each in in_hindsight(
-            days.requests, days.zones, periods, seed=seed, tries=tries
-        ).items():
-            name = f"hindsight-{1440 // periods}min{committed}"
-            found[name] = each
-            log(f"  seed {seed} {name} { {k: v for k, v in each.items() if k != 'margin'} }")
-    return found
+def _submitted(
+    s: Setting, seed: int, params: Mapping[str, dict[str, Any]], pool: Executor
+) -> dict[str, Future[Row]]:
+    return {name: pool.submit(measured, s, seed, name, each) for name, each in params.items()}
 
 
-RIVALS = {
-    "spothedge": HEDGES,
-    "melange": tuple(_melange_name(b, h) for b in BURSTS for h in (False, True)),
-    "hindsight": ("hindsight-60min", "hindsight-15min"),
-}
+# -- the table
+
 AIMS = {"spothedge": (0.95, 0.85), "melange": (0.95, 0.9), "hindsight": (1.25, 1.1)}
+COMPARED: dict[
+    str, tuple[str, Sequence[str]]
+] = {  # whose cost, over the cheapest of these that keep the target
+    "no-plan": ("ours", ("no-plan",)),
+    "no-plan-on-demand": ("ours-on-demand", ("no-plan-on-demand",)),
+    "spothedge": ("ours", tuple(HEDGES)),
+    "spothedge-oracle": ("ours", tuple(f"{name}-oracle" for name in HEDGES)),
+    "melange": ("ours-on-demand", tuple(BASES)),
+    "melange-with-spot": ("ours", tuple(BASES)),
+    "melange-oracle": ("ours-on-demand", tuple(f"{name}-oracle" for name in BASES)),
+    "hindsight": ("ours", tuple(HINDSIGHT)),
+    "bound": ("ours", ("bound",)),
+}
 
 
-def summary(seeds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Means over seeds; ratios of the means to the cheapest of each kind that keeps the target, over the seeds."""
-    mean = {
-        name: {key: round(float(np.mean([s[name][key] for s in seeds])), 5) for key in ("cost_usd", "attainment")}
-        | {"attainment_least": min(s[name]["attainment"] for s in seeds)}
-        for name in seeds[0]
-    }  # fmt: skip
+def summary(seeds: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
+    """Means over seeds; ratios of the means."""
+    mean = {name: _mean([s[name] for s in seeds]) for name in seeds[0]}
     ratios = {}
-    for kind, names in RIVALS.items():
-        keep = [n for n in names if mean[n]["attainment"] >= SLO.attainment]
+    for kind, (mine, names) in COMPARED.items():
+        keep = [n for n in names if mean[n].get("attainment", 1.0) >= SLO.attainment]
         best = min(keep, key=lambda n: mean[n]["cost_usd"], default=None)
-        if best is None:
-            continue
-        usd = mean["ours"]["cost_usd"]
-        ratios[kind] = {
-            "best": best,
-            "ratio": round(usd / mean[best]["cost_usd"], 3),
-            "by_seed": [round(s["ours"]["cost_usd"] / s[best]["cost_usd"], 3) for s in seeds],
-            "at_least": AIMS[kind][0],
-            "aim": AIMS[kind][1],
-        }
+        if best is not None:
+            ratios[kind] = {
+                "ours": mine,
+                "best": best,
+                "ratio": round(mean[mine]["cost_usd"] / mean[best]["cost_usd"], 3),
+                "by_seed": [round(s[mine]["cost_usd"] / s[best]["cost_usd"], 3) for s in seeds],
+                "aims": AIMS.get(kind),
+            }
     return {"mean": mean, "ratios": ratios}
 
 
-def _others(rows: dict[str, Any]) -> dict[str, Any]:
-    return {name: row for name, row in rows.items() if not name.startswith("ours")}
+def _mean(rows: Sequence[Row]) -> dict[str, float]:
+    found = {
+        key: round(float(np.mean([r[key] for r in rows])), 5)
+        for key in ("cost_usd", "attainment")
+        if key in rows[0]
+    }
+    return (
+        found | {"attainment_least": min(r["attainment"] for r in rows)} if "attainment" in found else found
+    )
 
 
 def main() -> None:
@@ -263,33 +214,24 @@ def main() -> None:
     parser.add_argument("--per-zone", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=12, help="to tune each rival with; ours has as many")
+    parser.add_argument("--oracle-runs", type=int, default=40, help="on the measured day, for each rival")
     parser.add_argument("--tries", type=int, default=12, help="to sharpen margins in hindsight with")
     parser.add_argument("--before", type=Path, default=Path("docs/results/elasticity.json"))
-    parser.add_argument("--params", type=Path, help="a result whose tuned parameters are taken")
-    parser.add_argument("--rivals", type=Path, help="a result from which all is taken that is not of ours")
     args = parser.parse_args()
+    began_s = time.monotonic()
     world = World(args.data, args.spot, factor=args.factor, per_zone=args.per_zone)
-    log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    earlier = json.loads(args.rivals.read_text()) if args.rivals else {"params": {}, "seeds": []}
-    chosen = json.loads(args.params.read_text())["params"] if args.params else _others(earlier["params"])
-    chosen = tuned_rivals(world, json.loads(args.before.read_text())["params"], chosen, args.runs, log)
-    if "ours" not in chosen:
-        chosen["ours"] = tuned_making(world, log)
-    if args.out:
-        args.out.with_suffix(".params.json").write_text(json.dumps({"params": chosen}, indent=1) + "\n")
-    seeds = []
-    for seed in range(1, args.seeds + 1):
-        known = _others(earlier["seeds"][seed - 1]) if seed <= len(earlier["seeds"]) else {}
-        seeds.append(measure(world, chosen, seed, args.tries, known, log))
+    setting = Setting(world, args.before, args.runs, args.oracle_runs, args.tries)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        found = everything(setting, range(1, args.seeds + 1), pool)
     report = {
-        "machine": machine_facts(), "command": "python -m benchmarks.planner.robust",
-        "trace": world.trace, "factor": world.factor, "surge": SURGE, "per_zone": world.per_zone,
-        "startup_s": world.startup_s, "ttft_s": SLO.ttft_s, "profile": PROFILE.name, "hourly_usd": HOURLY,
-        "saving": SAVING, "reserved": RESERVED, "tuning": {"runs": args.runs, "tries": args.tries},
-        "params": chosen, **summary(seeds), "seeds": seeds,
+        **about(), "minutes": round((time.monotonic() - began_s) / 60, 1), "trace": world.trace, "factor": world.factor,
+        "surge": SURGE, "per_zone": world.per_zone, "startup_s": world.startup_s, "ttft_s": SLO.ttft_s,
+        "profile": PROFILE.name, "hourly_usd": HOURLY, "saving": SAVING,
+        "tuning": {"runs": args.runs, "oracle_runs": args.oracle_runs, "tries": args.tries, "from": args.before.name},
+        **found,
     }  # fmt: skip
     for name, row in report["mean"].items():
-        print(f"{name:28} {row['cost_usd']:9.0f} USD  {row['attainment']:.4f}  {row['attainment_least']:.4f}")
+        print(f"{name:28} {row['cost_usd']:9.0f} USD  {row.get('attainment', 1.0):.4f}")
     print(json.dumps(report["ratios"], indent=1))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")

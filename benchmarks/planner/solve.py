@@ -3,8 +3,9 @@ options x 3 models x 24 periods x 60 buckets.
 
 python -m benchmarks.planner.solve --out docs/results/planner-solve.json
 
-A row: a problem, a time limit, and how long it took to come within the gap or up to the limit; the gap that was proved then.
-Sketches are compared with the best bound that any plan of the same problem came with.
+A row: a problem, a time limit, and how long it took to come within the gap or up to the limit; the gap that was proved then,
+or that there is no plan. Plans are also compared with the best bound that any plan of the same problem came with. Best on a
+quiet machine.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.about import about
 from tests.planner.problems import draw
 
-from stoa.bench.machine import machine_facts
 from stoa.planner.check import check
 from stoa.planner.plan import Plan
 from stoa.planner.problem import Problem, Rules
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rates", default=",".join(f"{r:g}" for r in RATES))
     parser.add_argument("--limits", default=",".join(f"{s:g}" for s in LIMITS_S), help="seconds")
     parser.add_argument("--rules", default=",".join(RULES))
@@ -55,8 +56,7 @@ def main() -> None:
     for rules, rate, seed in itertools.product(args.rules.split(","), rates, range(args.seeds)):
         rows += measure(rules, rate, seed, limits, args.gap)
     report = {
-        "machine": machine_facts(),
-        "command": "python -m benchmarks.planner.solve",
+        **about(),
         "solver": f"HiGHS {version('highspy')}",
         "gap": args.gap,
         "summary": summary(rows),
@@ -123,7 +123,7 @@ def most_machines(plan: Plan) -> int:
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """By rules and by what was run: median and worst."""
     found: dict[str, Any] = {}
-    for rules, what in sorted({(r["rules"], r["what"]) for r in rows}):
+    for rules, what in dict.fromkeys((r["rules"], r["what"]) for r in rows):
         mine = [r for r in rows if (r["rules"], r["what"]) == (rules, what)]
         some = [r for r in mine if r["usd"] is not None]
         found[f"{rules}, {what}"] = {

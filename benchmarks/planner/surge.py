@@ -2,100 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
-from benchmarks.planner.forecast import (
-    CONTRACT,
-    HOUR_S,
-    MODEL,
-    RESERVED,
-    Counts,
-    Hindsight,
-    Making,
-    problem_of,
-    sharpened,
-)
-from candidates import candidates
-from elasticity import DAY_S, HOURLY, PROFILE, SLO, World, facts
-from msgspec import structs
+from benchmarks.planner.forecast import MODEL, Making, problem_of, sizes, work_by
+from candidates import Candidate, candidates
+from elasticity import DAY_S, PROFILE, SLO, World, cut, facts, later
 
-from stoa.fleet.policies.consolidation import first_to_go
-from stoa.fleet.policies.contract import FleetPlan
-from stoa.fleet.policies.facts import Bounds, Decision, Launch, Snapshot
+from stoa.fleet.policies.facts import Snapshot
 from stoa.fleet.policies.modelplan import ModelPlan
 from stoa.fleet.policies.planned import Planned
 from stoa.planner.apply import fleet_plan
 from stoa.planner.program import solve
-from stoa.programs import Floats
-from stoa.simulator import Options, Requests, Result, Zone, simulate
+from stoa.planner.prove.scheduled import Scheduled
+from stoa.programs import Floats, Places
+from stoa.simulator import Options, Requests, SpotTrace, simulate
 from stoa.simulator.baselines import Both, Hpa, OnDemand
 from stoa.simulator.baselines.hpa import HpaMemory
 
-Order = Literal["deadline", "arrival"]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """`fixed_usd` an hour is paid beside what the simulator counts."""
-
-    scaler: Any
-    zones: Sequence[Zone]
-    order: Order = "deadline"
-    fixed_usd: float = 0.0
-
-
-def run(policy: Policy, requests: Requests, *, seed: int, day: int) -> dict[str, Any]:
-    """Day 0 is measured from its second hour, day 1 after the whole of day 0."""
-    from_s = DAY_S if day else HOUR_S
-    result = simulate(
-        [requests], policy.zones, PROFILE, policy.scaler, slo=SLO, bounds=Bounds(min_replicas=1), seed=seed,
-        until_s=(day + 1) * DAY_S, options=Options(measure_from_s=from_s, order=policy.order),
-    )  # fmt: skip
-    return told(result, policy.fixed_usd)
-
-
-def told(result: Result, fixed_usd: float = 0.0) -> dict[str, Any]:
-    fixed = fixed_usd * result.measured_s / HOUR_S
-    found = facts(result) | {"cost_usd": round(result.cost_usd + fixed, 2)}
-    return found | {"usd": {m: round(usd, 2) for m, usd in result.cost.items()} | {"fixed": round(fixed, 2)}}
-
-
-# -- ours
+HOUR_S = 3600.0
+HEDGES = {  # and which scaler of `elasticity.json` its search begins with
+    "spothedge": "spothedge-deadline", "spothedge-hpa": "spothedge-hpa-deadline",
+    "spothedge-sageserve": "sageserve-deadline",
+}  # fmt: skip
+BASES = {"melange": "hpa-deadline", "melange-hourly": "hpa-deadline"}
+RIVALS = HEDGES | BASES
 
 
 def ours(
-    day: Requests, zones: Sequence[Zone], making: Making, *, at_s: float, reserved: bool, spot: bool
-) -> Policy:
-    there = [*zones] if spot else [Zone("on-demand", HOURLY, startup_s=zones[0].startup_s)]
-    problem = problem_of(day, there, making, at_s=at_s, reserved=reserved, spot=spot)
+    world: World, forecast: Requests, making: Making, *, seed: int, at_s: float, spot: bool
+) -> Candidate:
+    problem = problem_of(forecast, world.zones(seed, spot), making, at_s=at_s)
     plan = solve(problem, gap=0.002, time_limit_s=10.0)
-    committed = sum(plan.reserved.values())
-    if committed:
-        there.append(Zone(CONTRACT, 0.0, startup_s=zones[0].startup_s, on_demand_capacity=committed))
-    model = ModelPlan.of(_followed(fleet_plan(plan, problem), committed), MODEL)
-    return Policy(Planned(model), there, fixed_usd=committed * RESERVED * HOURLY)
-
-
-def _followed(file: FleetPlan, committed: int) -> FleetPlan:
-    """As applied, but that all machines that are committed to run: they are paid."""
-    section, targets = file.models[MODEL], []
-    for t in section.targets:
-        counts = t.replicas
-        if t.market == "reserved":
-            counts = (committed,) * len(counts)
-        targets.append(structs.replace(t, replicas=counts))
-    return structs.replace(file, models={MODEL: structs.replace(section, targets=tuple(targets))})
+    model = ModelPlan.of(fleet_plan(plan, problem), MODEL)
+    return Candidate(lambda: Planned(model), {}, {}, spot=spot, order="deadline")
 
 
 # -- the others
 
 
-def hedge(name: str, params: dict[str, Any], zones: Sequence[Zone], factor: float) -> Policy:
-    c = candidates(factor)[name]
-    return Policy(c.make(**params), zones, c.order)
+def rival(name: str, world: World, forecast: Requests, before: Mapping[str, Any]) -> Candidate:
+    """At the rate of `world`, on engines like ours. It begins with what `elasticity.py` found (`before`), bounds in
+    proportion."""
+    every = candidates(world.factor)
+    c = replace(every[name if name in HEDGES else BASES[name]], order="deadline")
+    usual = candidates(before["factor"])[RIVALS[name]].grid
+    known = before["params"][RIVALS[name]]
+    moved = {k: c.grid[k][usual[k].index(v)] for k, v in known.items()}
+    if name in HEDGES:
+        return replace(c, start=c.start | moved)
+    least = based(forecast, hourly=name == "melange-hourly")
+    free = {k: v for k, v in c.grid.items() if k != "min_replicas"}
+    return replace(c, make=partial(_floored, least), grid=free, start={k: moved[k] for k in free})
+
+
+def based(day: Requests, *, hourly: bool) -> list[int]:
+    """[24] what Mélange's program says of one type of machine: as many as the mean work of an hour keeps busy, the busiest
+    hour's for all of them, or each its own."""
+    _, fit = sizes(day)
+    counts = [int(n) for n in np.ceil(work_by(day, fit, 24))]
+    return counts if hourly else [max(counts)] * 24
 
 
 @dataclass(frozen=True)
@@ -115,79 +84,94 @@ class Floored:
         return max(least, target), memory
 
 
-def burst(name: str, params: dict[str, Any], world: World, least: Sequence[int]) -> Policy:
-    zones = world.zones(0, False)
-    order: Order = "deadline" if name.endswith("deadline") else "arrival"
-    return Policy(Both(Floored(Hpa(**params), least), OnDemand()), zones, order)
+def _floored(least: Sequence[int], **params: Any) -> Both:
+    return Both(Floored(Hpa(**params), least), OnDemand())
 
 
 # -- in hindsight
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """`counts` of equal periods from `begins_s` on, and those of the first before. Machines are launched so that they are
-    ready in time, and drained when their period has ended."""
+class Hindsight:
+    """The program's plans of the second day's true demand, which follows an hour of the first. A period may have the spot
+    machines that there are all the time, from `lead_s` before it. With one type of machine the program is: as many as the
+    work asks for, the cheapest first."""
 
-    counts: Counts
-    length_s: float
-    begins_s: float
+    def __init__(
+        self, world: World, requests: Requests, periods: int, *, seed: int, lead_s: float = 140.0
+    ) -> None:
+        begin_s = DAY_S - HOUR_S
+        self.requests, self.seed, self.length_s = cut(requests, begin_s, 2 * DAY_S), seed, DAY_S / periods
+        day = cut(requests, DAY_S, 2 * DAY_S)
+        self.work = work_by(day, sizes(day)[1], periods)
+        spot = [later(replace(z, on_demand_hourly=None), begin_s) for z in world.zones(seed, True)]
+        self.spot, self.zones = (
+            sorted(spot, key=lambda z: z.spot_hourly or 0.0),
+            [*spot, *world.zones(seed, False)],
+        )
+        begins_s = HOUR_S + self.length_s * np.arange(periods)
+        self.least = {
+            z.name: np.array([_least(z.spot, b - lead_s, b + self.length_s) for b in begins_s])
+            for z in spot
+            if z.spot is not None
+        }
 
-    def initial(self) -> None:
-        return None
+    def period_at(self, at_s: Floats) -> Places:
+        """As `Replay` tells it to `Scheduled`; the first one's machines run in the hour before."""
+        return np.clip((at_s - HOUR_S) // self.length_s, 0, len(self.work) - 1).astype(np.int64)
 
-    def decide(self, seen: Snapshot, memory: None) -> tuple[Decision, None]:
-        launch, drain = [], []
-        for known in seen.offers:
-            offer = known.offer
-            n = self.counts[offer.zone, offer.market]
-            ahead_s = seen.now_s + offer.startup_s + seen.demand.bin_s
-            wanted = max(int(n[self._at(t, len(n))]) for t in (seen.now_s, ahead_s))
-            mine = [r for r in seen.replicas if r.state != "draining" and r.offer == offer]
-            if wanted > len(mine):
-                launch.append(Launch(offer, wanted - len(mine)))
-            drain += [r.id for r in first_to_go(mine)[: max(0, len(mine) - wanted)]]
-        return Decision(tuple(launch), tuple(drain)), None
+    def counts(self, margin: Floats) -> dict[str, Places]:
+        left = np.ceil(self.work * margin - 1e-6).astype(np.int64)
+        counts = {}
+        for zone in self.spot:
+            counts[zone.name] = np.minimum(left, self.least[zone.name])
+            left = left - counts[zone.name]
+        return counts | {"on-demand": left}
 
-    def _at(self, at_s: float, periods: int) -> int:
-        return min(periods - 1, max(0, int((at_s - self.begins_s) // self.length_s)))
-
-
-def in_hindsight(
-    requests: Requests, zones: Sequence[Zone], periods: int, *, seed: int, tries: int
-) -> dict[str, dict[str, Any]]:
-    """Of the second day, run with the hour before it; by what is added to its name: with reserved machines, and without."""
-    warm_s = HOUR_S
-    whole = requests.part(requests.arrival_s >= DAY_S - warm_s)
-    part = replace(whole, arrival_s=whole.arrival_s - (DAY_S - warm_s))
-    day = requests.part(requests.arrival_s >= DAY_S)
-    day = replace(day, arrival_s=day.arrival_s - DAY_S)
-    later = [
-        replace(z, spot=replace(z.spot, offset_s=z.spot.offset_s + DAY_S - warm_s)) for z in zones if z.spot
-    ]
-    lead_s = zones[0].startup_s + 20.0
-    known = Hindsight(day, later, periods, begins_s=warm_s, lead_s=lead_s)
-    last: list[dict[str, Any]] = []
-
-    def tried(margin: Floats, committed: int = 0) -> tuple[float, Floats, float]:
-        counts = known.counts(margin, committed)
-        contract = Zone(CONTRACT, 0.0, startup_s=zones[0].startup_s, on_demand_capacity=committed)
+    def run(self, margin: Floats) -> tuple[dict[str, float], Floats]:
+        """And late requests by period."""
         result = simulate(
-            [part], [*later, contract], PROFILE, Schedule(counts, known.length_s, warm_s), slo=SLO, seed=seed,
-            until_s=warm_s + DAY_S, options=Options(measure_from_s=warm_s, record=len(part)),
+            [self.requests], self.zones, PROFILE, Scheduled(self, self.counts(margin)), slo=SLO, seed=self.seed,
+            until_s=HOUR_S + DAY_S, options=Options(measure_from_s=HOUR_S, record=len(self.requests)),
         )  # fmt: skip
-        last.append(told(result, committed * RESERVED * HOURLY))
         assert result.first_s is not None
         first_s = np.where(np.isnan(result.first_s), np.inf, result.first_s)
-        late = (first_s - part.arrival_s > SLO.ttft_s) & (part.arrival_s >= warm_s)
-        period = ((part.arrival_s[late] - warm_s) // known.length_s).astype(np.int64)
-        by = np.bincount(np.minimum(period, periods - 1), minlength=periods).astype(np.float64)
-        return result.attainment, by, last[-1]["cost_usd"]
+        arrival_s = self.requests.arrival_s
+        late = (first_s - arrival_s > SLO.ttft_s) & (arrival_s >= HOUR_S)
+        period = ((arrival_s[late] - HOUR_S) // self.length_s).astype(np.int64)
+        return facts(result), np.bincount(period, minlength=len(margin)).astype(np.float64)
 
-    margin, _ = sharpened(tried, known.work, tries)
-    usd = [known.usd(known.counts(margin, r)) + 24 * r * RESERVED * HOURLY for r in range(16)]
-    found = {}
-    for name, committed in (("", 0), ("-reserved", int(np.argmin(usd)))):
-        tried(margin, committed)
-        found[name] = last[-1] | {"committed": committed, "margin": [round(float(m), 3) for m in margin]}
-    return found
+    def best(self, tries: int) -> dict[str, float]:
+        """The cheapest run that keeps the target, of so many with other margins by period. Where too many are late, the
+        periods with most of them get a machine more; where they need not be, those without any have one less."""
+        margin, found = np.full(len(self.work), 1.3), []
+        one = 1 / np.maximum(self.work, 1.0)
+        blocked = np.zeros(len(margin), bool)
+        for _ in range(tries):
+            run, late = self.run(margin)
+            found.append(run)
+            if run["attainment"] >= SLO.attainment:
+                spare = (late <= 0.02 * late.max()) & ~blocked
+                before, margin = margin, np.where(spare, np.maximum(margin - one, 0.3), margin)
+                if np.array_equal(margin, before):
+                    break
+            else:
+                order = np.argsort(-late)
+                share = np.cumsum(late[order]) / late.sum()
+                over = 1 - (1 - SLO.attainment) / (1 - run["attainment"])
+                worst = order[: 1 + int(np.searchsorted(share, min(0.6, over)))]
+                blocked[worst] = True
+                margin = margin.copy()
+                margin[worst] += one[worst]
+        return min(found, key=rank)
+
+
+def _least(trace: SpotTrace, begin_s: float, end_s: float) -> int:
+    """Machines that are to be had all the time."""
+    least, at_s = trace.capacity(begin_s), begin_s
+    while (at_s := trace.next_change_s(at_s)) < end_s:
+        least = min(least, trace.capacity(at_s))
+    return least
+
+
+def rank(found: Mapping[str, float]) -> tuple[float, float]:
+    return max(0.0, SLO.attainment - found["attainment"]), found["cost_usd"]

@@ -23,14 +23,15 @@ def rounded(v: View, routes: Sequence[Routes], c: Commitments, reserved: Floats)
         most = most_machines(v, c, reserved)
         rows = add_period(program, v, t, routes[t], price=prices(v, t), most=most)
         share_reserved(program, c, rows.n, reserved)
-        whole = _whole(program, rows.n)
+        whole = dive(program, rows.n)
         if whole is None:
             return None
         found.append(Solved(whole.cost, -np.inf, np.rint(whole.x[rows.n]), whole.x[rows.x]))
     return found
 
 
-def _whole(program: Program, n: Places) -> Solution | None:
+def dive(program: Program, n: Places) -> Solution | None:
+    """Makes these variables whole, one after the other. None if that leads nowhere."""
     again = Again(program)
     low, high = program.bounds(n)
     found = again.solve()

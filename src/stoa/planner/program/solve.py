@@ -25,7 +25,7 @@ from stoa.planner.program.joint import Commitments, commitments
 from stoa.planner.program.losses import Losses
 from stoa.planner.program.period import Routes, all_routes
 from stoa.planner.program.relaxed import Relaxed, relax
-from stoa.planner.program.rounded import rounded
+from stoa.planner.program.rounded import dive, rounded
 from stoa.planner.program.view import View, view
 from stoa.planner.program.whole import Effort, Solved, given, priced
 from stoa.planner.verify import verify
@@ -33,6 +33,7 @@ from stoa.programs import Floats, NoOptimum, TimedOut
 
 _SHARE_EPS = 1e-7
 _SMALL = 1500  # counts of machines: so few are soonest found all at once
+_MIDDLING = 5000  # ... for which several roundings take little time
 
 
 class NoPlan(StoaError):
@@ -93,7 +94,7 @@ class _Search:
 
     def first(self) -> Plan:
         if not self._tied():
-            self._round(self._ceiled())
+            self._round_all()
         budget = self.view.problem.rules.budget_usd
         dear = self.best is None or (budget is not None and self.best.cost > budget)
         return self.run() if dear else self._plan()
@@ -104,7 +105,7 @@ class _Search:
             if self.best is None:
                 raise NoPlan("no plan of whole machines was found in time")
             return self._plan()
-        self._round(self._ceiled())
+        self._round_all()
         if self._is_small():
             self._together(0.3 * self._left_s())
         if not self._done():
@@ -182,6 +183,16 @@ class _Search:
         c = self.commitments
         return np.clip(np.ceil(self.relaxed.reserved - 1e-6), c.least, c.most)
 
+    def _round_all(self) -> None:
+        """With few machines it matters much which of the relaxation's parts of commitments become whole ones."""
+        self._round(self._ceiled())
+        if len(self.view.options) * len(self.routes) <= _MIDDLING and len(self.commitments.offers):
+            c, j = self.commitments, self.relaxed.joint
+            self._round(np.clip(np.floor(self.relaxed.reserved + 1e-6), c.least, c.most))
+            found = dive(j.program, j.reserved)
+            if found is not None:
+                self._round(np.rint(found.x[j.reserved]))
+
     def _round(self, reserved: Floats) -> None:
         periods = rounded(self.view, self.routes, self.commitments, reserved)
         if periods is not None:
@@ -234,13 +245,26 @@ class _Search:
         j = self.relaxed.joint
         integer = np.concatenate([*(r.n for r in j.rows), j.reserved])
         try:
-            found = j.program.solve(integer=integer, gap=self.gap, time_limit_s=max(0.5, time_limit_s))
+            found = j.program.solve(
+                integer=integer, gap=self.gap, time_limit_s=max(0.5, time_limit_s), start=self._start()
+            )
         except NoOptimum as error:
             raise NoPlan(f"no plan of whole machines keeps all rules ({error.message})") from None
         self.bound = max(self.bound, found.bound)
         if found.cost < (np.inf if self.best is None else self.best.cost):
             periods = [Solved(0.0, 0.0, np.rint(found.x[r.n]), found.x[r.x]) for r in j.rows]
             self.best = _Best(found.cost, np.rint(found.x[j.reserved]), periods, "all at once")
+
+    def _start(self) -> Floats | None:
+        """The best plan, as values of the program's variables."""
+        if self.best is None:
+            return None
+        j = self.relaxed.joint
+        x = np.zeros(j.program.columns)
+        x[j.reserved] = self.best.reserved
+        for rows, period in zip(j.rows, self.best.periods, strict=True):
+            x[rows.n], x[rows.x] = period.n, period.x
+        return x
 
     # -- the result
 

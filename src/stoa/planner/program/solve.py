@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,10 +27,10 @@ from stoa.planner.program.losses import Losses
 from stoa.planner.program.period import Routes, all_routes
 from stoa.planner.program.relaxed import Relaxed, relax
 from stoa.planner.program.rounded import dive, rounded
-from stoa.planner.program.view import View, view
+from stoa.planner.program.view import View, narrowed, view
 from stoa.planner.program.whole import Effort, Solved, given, priced
-from stoa.planner.verify import verify
-from stoa.programs import Floats, NoOptimum, TimedOut
+from stoa.planner.verify import BrokenPlan, verify
+from stoa.programs import Flags, Floats, NoOptimum, TimedOut
 
 _SHARE_EPS = 1e-7
 _SMALL = 1500  # counts of machines: so few are soonest found all at once
@@ -48,13 +49,13 @@ def solve(
 ) -> Plan:
     """The cheapest plan, proved to within `gap` of the cost if time allows; the plan says how near it is. Unservable if some
     demand cannot be served by anything, NoPlan if the rules allow no plan."""
-    search = _Search(problem, gap, time_limit_s, threads or os.cpu_count() or 1)
+    search = _Search(view(problem), gap, time_limit_s, threads or os.cpu_count() or 1)
     return search.run()
 
 
 def sketch(problem: Problem) -> Plan:
     """A plan that keeps all rules, soon; usually a few percent above the cheapest."""
-    return _Search(problem, 0.0, 60.0, os.cpu_count() or 1).first()
+    return _Search(view(problem), 0.0, 60.0, os.cpu_count() or 1).first()
 
 
 @dataclass(slots=True)
@@ -66,10 +67,10 @@ class _Best:
 
 
 class _Search:
-    def __init__(self, problem: Problem, gap: float, time_limit_s: float, threads: int) -> None:
+    def __init__(self, v: View, gap: float, time_limit_s: float, threads: int) -> None:
         self.began_s, self.limit_s, self.gap, self.threads = time.monotonic(), time_limit_s, gap, threads
-        self.view: View = view(problem)
-        self.routes: list[Routes] = [all_routes(self.view, t) for t in range(len(problem.periods))]
+        self.view = v
+        self.routes: list[Routes] = [all_routes(v, t) for t in range(len(v.hours))]
         self.commitments: Commitments = commitments(self.view)
         self.relaxed: Relaxed = self._relaxed()
         self.bound = self.relaxed.bound_usd
@@ -94,7 +95,12 @@ class _Search:
 
     def first(self) -> Plan:
         if not self._tied():
-            self._round_all()
+            inner = self._inner(self.limit_s)
+            if inner is not None:
+                inner._round_all()
+                self._take(inner)
+            if self.best is None:
+                self._round_all()
         budget = self.view.problem.rules.budget_usd
         dear = self.best is None or (budget is not None and self.best.cost > budget)
         return self.run() if dear else self._plan()
@@ -105,16 +111,90 @@ class _Search:
             if self.best is None:
                 raise NoPlan("no plan of whole machines was found in time")
             return self._plan()
-        self._round_all()
+        self._search()
+        if self.best is None:  # no whole machines for these commitments, but perhaps for others
+            self._together(self._left_s())
+        self._check_budget()
+        return self._plan()
+
+    def _search(self) -> None:
+        inner = self._inner(0.4 * self.limit_s)
+        if inner is not None:
+            with suppress(NoPlan):  # these options may be too few for a budget
+                inner._search()
+            self._take(inner)
+        if self.best is None:
+            self._round_all()
         if self._is_small():
             self._together(0.3 * self._left_s())
         if not self._done():
             self._try(self._ceiled(), self._effort(self.gap / 3, 3))
             self._approach()
-        if self.best is None:  # no whole machines for these commitments, but perhaps for others
-            self._together(self._left_s())
-        self._check_budget()
-        return self._plan()
+        self._widen()
+
+    def _inner(self, time_limit_s: float) -> _Search | None:
+        """With the options alone that the relaxation takes: most others are in no good plan, and a plan with these is one of
+        all (a kernel search). None if they are not much fewer, or too few."""
+        keep = self._nearest(0)
+        if 2 * keep.sum() > len(keep):
+            return None
+        try:
+            return _Search(narrowed(self.view, keep), self.gap / 2, time_limit_s, self.threads)
+        except NoPlan:
+            return None
+
+    def _nearest(self, more: int) -> Flags:
+        """[M] options that the relaxation or the best plan takes, and so many more that it would take soonest."""
+        joint = self.relaxed.joint
+        taken = [self.relaxed.x[rows.n] for rows in joint.rows]
+        taken += [p.n for p in self.best.periods] if self.best is not None else []
+        keep: Flags = np.asarray(np.max(taken, axis=0) > _SHARE_EPS)
+        far = np.min([self.relaxed.reduced[rows.n] for rows in joint.rows], axis=0)
+        keep[np.argsort(np.where(keep, np.inf, far), kind="stable")[:more]] = True
+        return keep
+
+    def _widen(self) -> None:
+        """While there is time: all periods at once, from the best plan, with more and more options."""
+        more = 8
+        while self.best is not None and not self._done():
+            keep = self._nearest(more)
+            inner = _Search(narrowed(self.view, keep), self.gap / 2, self._left_s(), self.threads)
+            inner.best = replace(self.best, periods=self._within(inner, self.best.periods))
+            with suppress(NoPlan):
+                inner._together(0.5 * self._left_s())
+            self._take(inner)
+            if keep.all():
+                self.bound = max(self.bound, inner.bound)
+                return
+            more *= 2
+
+    def _within(self, inner: _Search, periods: Sequence[Solved]) -> list[Solved]:
+        """A plan's periods, in terms of the options and routes of a narrower search."""
+        keep = self._of(inner)
+        return [
+            replace(p, n=p.n[keep], x=p.x[np.isfinite(inner.view.usd[mine.bucket, mine.target])])
+            for mine, p in zip(self.routes, periods, strict=True)
+        ]
+
+    def _of(self, inner: _Search) -> Flags:
+        """[M] options of a narrower search."""
+        there = {(id(offer), j) for offer, j in inner.view.options}
+        return np.array([(id(offer), j) in there for offer, j in self.view.options])
+
+    def _take(self, inner: _Search) -> None:
+        if inner.best is not None:
+            self._keep(inner.best.reserved, self._widened(inner), inner.best.method)
+
+    def _widened(self, inner: _Search) -> list[Solved]:
+        """Its periods, in terms of all options and routes."""
+        assert inner.best is not None
+        keep, found = self._of(inner), []
+        for mine, period in zip(self.routes, inner.best.periods, strict=True):
+            n, x = np.zeros(len(keep)), np.zeros(len(mine))
+            n[keep] = period.n
+            x[np.isfinite(inner.view.usd[mine.bucket, mine.target])] = period.x
+            found.append(Solved(period.cost, -np.inf, n, x))
+        return found
 
     def _check_budget(self) -> None:
         """The cheapest plan keeps a budget if any does: it asks for no search of its own."""
@@ -251,9 +331,13 @@ class _Search:
         except NoOptimum as error:
             raise NoPlan(f"no plan of whole machines keeps all rules ({error.message})") from None
         self.bound = max(self.bound, found.bound)
-        if found.cost < (np.inf if self.best is None else self.best.cost):
-            periods = [Solved(0.0, 0.0, np.rint(found.x[r.n]), found.x[r.x]) for r in j.rows]
-            self.best = _Best(found.cost, np.rint(found.x[j.reserved]), periods, "all at once")
+        if found.cost < np.inf:
+            usd = j.program.costs() * found.x
+            periods = [
+                Solved(float(usd[r.n].sum() + usd[r.x].sum()), -np.inf, np.rint(found.x[r.n]), found.x[r.x])
+                for r in j.rows
+            ]
+            self._keep(np.rint(found.x[j.reserved]), periods, "all at once")
 
     def _start(self) -> Floats | None:
         """The best plan, as values of the program's variables."""
@@ -280,6 +364,10 @@ class _Search:
         }
         routes = routes_of(self.view, self.routes, self.best.periods)
         costs = cost_of(problem, rented, reserved, routes)
+        if abs(costs.total - self.best.cost) > 1e-4 * max(1.0, costs.total):
+            raise BrokenPlan(
+                f"the search took it for {self.best.cost:.2f} USD, and it costs {costs.total:.2f}"
+            )
         took_s = time.monotonic() - self.began_s
         plan = Plan(rented, reserved, routes, costs, min(self.bound, costs.total), took_s, self.best.method)
         verify(plan, problem)

@@ -12,7 +12,7 @@ from stoa.planner.plan import Pool, traffic_usd
 from stoa.planner.problem import Fit, Offer, Problem
 from stoa.planner.program.dominated import needed
 from stoa.planner.program.worlds import World, worlds
-from stoa.programs import Floats, Places
+from stoa.programs import Flags, Floats, Places
 
 HOUR_S = 3600.0
 
@@ -54,12 +54,18 @@ def view(problem: Problem) -> View:
         if not np.isfinite(usd[k]).any() and any(bucket.rates):
             raise Unservable(_why_not(problem, k), param="demand")
     may = worlds(problem, options)
-    keep = needed(problem, options, pools, fits, load, usd, may)
-    options = tuple(option for option, kept in zip(options, keep, strict=True) if kept)
-    idle = np.setdiff1d(np.arange(len(pools)), [j for _, j in options])
+    whole = View(problem, pools, fits, options, load, usd, np.array(problem.hours), may)
+    return narrowed(whole, needed(problem, options, pools, fits, load, usd, may))
+
+
+def narrowed(v: View, keep: Flags) -> View:
+    """With these options [M] alone. Pools without any stay, and get no requests."""
+    options = tuple(option for option, kept in zip(v.options, keep, strict=True) if kept)
+    idle = np.setdiff1d(np.arange(len(v.pools)), [j for _, j in options])
+    load, usd = v.load.copy(), v.usd.copy()
     load[:, idle] = usd[:, idle] = np.inf
-    may = tuple(replace(w, lost=w.lost[keep]) for w in may)
-    return View(problem, pools, fits, options, load, usd, np.array(problem.hours), may)
+    lost = tuple(replace(w, lost=w.lost[keep]) for w in v.worlds)
+    return replace(v, options=options, load=load, usd=usd, worlds=lost)
 
 
 def _pools(problem: Problem) -> tuple[tuple[Pool, ...], tuple[Fit, ...], tuple[tuple[Offer, int], ...]]:

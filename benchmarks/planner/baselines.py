@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument("--cases", type=int, default=30)
     parser.add_argument("--gap", type=float, default=0.001)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each plan")
     parser.add_argument("--out", type=Path)

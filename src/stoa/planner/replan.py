@@ -32,7 +32,7 @@ class Kept:
 class Replan:
     """`plan`: what to follow. `new`: the best that was found, None if that was nothing. `saving`: its share of what the old
     plan would cost now, and `most`: nothing saves more; 0 if the old one will not do. `changes`: from the old plan to
-    the new one, whichever is followed."""
+    the new one, whichever is followed; none if nothing is saved."""
 
     plan: Plan
     kept: Kept
@@ -72,13 +72,15 @@ def replan(
         if kept.broken:
             raise
         return Replan(kept.plan, kept, None, 0.0, 1.0, least_saving, ())
-    changes = diff(kept.plan, new, problem)
     if kept.broken:
-        return Replan(new, kept, new, 0.0, 0.0, least_saving, changes)
+        return Replan(new, kept, new, 0.0, 0.0, least_saving, diff(kept.plan, new, problem))
     cost = kept.plan.costs.total
     kept = replace(kept, plan=replace(kept.plan, bound_usd=min(new.bound_usd, cost)))
     saving, most = (1 - usd / cost if cost > 0 else 0.0 for usd in (new.costs.total, kept.plan.bound_usd))
     plan = new if saving >= max(least_saving, _EPS) else kept.plan
+    changes = (
+        diff(kept.plan, new, problem) if saving >= _EPS else ()
+    )  # another that costs the same is no news
     return Replan(plan, kept, new, saving, most, least_saving, changes)
 
 

@@ -145,13 +145,15 @@ class Search:
         more = 8
         while self.best is not None and not self._done():
             keep = nearest(self.relaxed, self.best.periods, more)
-            inner = Search(narrowed(self.view, keep), self.gap / 2, self._left_s(), self.threads)
-            if not inner._is_small():
-                return
-            periods = narrow(self.view, inner.view, self.routes, self.best.periods)
-            inner.best = replace(self.best, periods=periods)
-            with suppress(NoPlan):
+            try:
+                inner = Search(narrowed(self.view, keep), self.gap / 2, self._left_s(), self.threads)
+                if not inner._is_small():
+                    return
+                periods = narrow(self.view, inner.view, self.routes, self.best.periods)
+                inner.best = replace(self.best, periods=periods)
                 inner._together(0.5 * self._left_s())
+            except NoPlan:  # in the time that is left, or within the budget
+                return
             self._take(inner)
             if keep.all():
                 self.bound = max(self.bound, inner.bound)

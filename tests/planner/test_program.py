@@ -201,6 +201,16 @@ def test_an_api_takes_what_machines_are_too_dear_for() -> None:
     assert solve(replace(problem, apis=(api,), buckets=many)).rented
 
 
+def test_hosted_models_alone_are_a_plan() -> None:
+    """Where there is no machine at all, and where none is of use."""
+    problem = draw(5, places=2, cards=2, models=1, periods=2, buckets=3, rate=1.0, purchases=1)
+    api = Api("hosted", "place-0", "8b", 1e-7, 1e-7, 0.2, 0.01)
+    for offers in ((), tuple(replace(o, hourly_usd=1e5) for o in problem.offers)):
+        plan = solve(replace(problem, apis=(api,), offers=offers))
+        assert not plan.rented
+        assert plan.costs.api > 0
+
+
 def test_scenarios_are_all_served_and_paid_by_likelihood() -> None:
     """Machines are enough for the worst scenario; hosted models are paid for by how likely each is."""
     problem = draw(6, places=1, cards=2, models=1, periods=1, buckets=2, rate=2.0, purchases=1)

@@ -45,7 +45,7 @@ def widen(v: View, few: View, routes: Sequence[Routes], periods: Sequence[Solved
 def _options(v: View, few: View) -> Flags:
     """[M]"""
     there = {(id(offer), j) for offer, j in few.options}
-    return np.array([(id(offer), j) in there for offer, j in v.options])
+    return np.array([(id(offer), j) in there for offer, j in v.options], np.bool_)
 
 
 def _theirs(few: View, routes: Routes) -> Flags:

@@ -32,7 +32,7 @@ from stoa.planner.program.whole import Effort, Solved, given, priced
 from stoa.programs import Floats, NoOptimum, TimedOut
 
 _SMALL = 10_000  # variables: so few are soonest found all at once
-_MIDDLING = 100_000  # ... for which several roundings take little time
+_MIDDLING = 20_000  # ... for which several roundings take little time
 
 
 class NoPlan(StoaError):
@@ -127,9 +127,9 @@ class Search:
 
     def _inner(self, time_limit_s: float) -> Search | None:
         """With the options alone that the relaxation takes: most others are in no good plan. None if they are not much
-        fewer, or too few."""
+        fewer, or too few; without losses all options take hardly more time."""
         keep = nearest(self.relaxed, (), 0)
-        if 2 * keep.sum() > len(keep):
+        if 2 * keep.sum() > len(keep) or len(self.view.worlds) == len(self.view.problem.likely):
             return None
         try:
             return Search(narrowed(self.view, keep), self.gap / 2, time_limit_s, self.threads)

@@ -211,8 +211,8 @@ class Search:
         return rules.ramp is not None or rules.carbon_kg is not None
 
     def _done(self) -> bool:
-        cost = self.best.cost if self.best is not None else np.inf
-        return cost - self.bound <= self.gap * cost or self._left_s() < 0.1 * self.limit_s
+        near = self.best is not None and self.best.cost - self.bound <= self.gap * self.best.cost
+        return near or self._left_s() < 0.1 * self.limit_s
 
     def _left_s(self) -> float:
         return self.limit_s - (time.monotonic() - self.began_s)

@@ -111,6 +111,8 @@ class Search:
             self._take(inner)
         if not self._done():
             self._begin(3)
+        if self._is_small():
+            self._widen()
         if not self._done():
             self._approach()
         self._widen()

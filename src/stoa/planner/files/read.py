@@ -84,8 +84,11 @@ def _located(error: ConfigError, path: Path, document: doc.Document) -> ConfigEr
     names: list[str] = []
     entry: Any = document
     for key, number in re.findall(r"(\w+)\[(\d+)\]", error.param or ""):
-        entry = (getattr(entry, key, None) or (None,) * 1000)[int(number)]
-        names.append(getattr(entry, "name", None) or getattr(entry, "type", None) or "")
+        entries = getattr(entry, key, None) or ()
+        if int(number) >= len(entries):
+            break
+        entry = entries[int(number)]
+        names.append(getattr(entry, "name", "") or getattr(entry, "type", ""))
     where = f" ({', '.join(filter(None, names))})" if any(names) else ""
     return ConfigError(f"{path}{where}: {error.message}", param=error.param)
 

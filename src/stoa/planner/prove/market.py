@@ -66,7 +66,7 @@ def spot_there(markets: Mapping[Pool, Market], replay: Replay, startup_s: float)
     pool with the least. Machines that come back are ready a startup time later."""
     ticks = np.arange(0.0, replay.length_s + _TICK_S, _TICK_S)
     at = (replay.requests.arrival_s // _TICK_S).astype(np.int64)
-    period, back = replay.period_at(ticks), 1 + math.ceil(startup_s / _TICK_S)
+    period, back = replay.period_at(ticks), min(len(ticks), 1 + math.ceil(startup_s / _TICK_S))
     found: dict[str, Floats] = {}
     for pool, market in markets.items():
         for zone in market.zones:

@@ -27,7 +27,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     served_model_name: str = ""  # default: the folder's name
     adapters: str = ""  # a folder of PEFT folders, served in place
     weights_cache: bool = True  # packed weights on disk, mapped at the next start
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
+    tensor_parallel: Annotated[int, Meta(ge=1, le=1024)] = 1  # GPUs that share the model
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     quantize: Literal["none", "int8", "int4"] = "none"  # of the base weights
     threads: Annotated[int, Meta(ge=0, le=256)] = 0

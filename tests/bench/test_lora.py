@@ -45,3 +45,19 @@ def test_transformers_and_peft_read_what_is_written(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     wrapped = peft.PeftModel.from_pretrained(model, tmp_path / "a")
     assert wrapped.peft_config["default"].r == 3
+
+
+@pytest.mark.slow
+def test_a_gpu_tells_its_own_time_beside_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU (here: its interpreter) each row says how long it worked in a step, and what nothing could be faster than."""
+    monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
+    report = run(
+        "tiny", cache=tmp_path, batches=(1, 2), modes=("base", "distinct"), prompt_tokens=5, output_tokens=4,
+        repeats=1, device="cuda",
+    )  # fmt: skip
+    assert report["machine"]["copy_gb_s"] > 0
+    assert report["model"]["kernels"].startswith("cuda")
+    for row in report["rows"]:
+        assert "peak_rss_mb" not in row
+        assert 0 < row["floor_ms"] < row["gpu_ms_p50"]
+        assert row["gpu_ms_p50"] == pytest.approx(row["itl_ms_p50"] * (1 - row["host_share"]), rel=0.01)

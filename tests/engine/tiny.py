@@ -37,6 +37,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama-odd-vocab": ("Llama", {"vocab_size": 321, "tie_word_embeddings": True}),
     "llama-mha-odd": ("Llama", {"num_key_value_heads": 4, "head_dim": 10, "intermediate_size": 75}),
     "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),

@@ -4,14 +4,18 @@
 length. Modes: "base" (no adapter), "same" (one adapter for all), "distinct" (one each). Adapters are resident
 before the clock starts; a row is the median of `repeats` runs, in turn over all rows so that a slow minute of
 the machine does not fall on one row alone.
+
+On a GPU, `itl_ms_p50` is still what a user sees, by the host's clock; `gpu_ms_p50` is how long the GPU worked in such a
+step, and `host_share` the part of a step in which it did not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from stoa.bench.folders import adapter_refs, model_folder
 from stoa.bench.machine import machine_facts
 from stoa.engine import AdapterRef, Engine, EngineConfig, GenerationRequest, SamplingParams
 from stoa.engine.kernels import measure_read_bandwidth
+from stoa.engine.model.config import read_model_config
 from stoa.errors import ConfigError
 
 MODES = ("base", "same", "distinct")
@@ -34,6 +39,50 @@ class Workload:
     batch: int
     prompt_tokens: int
     output_tokens: int
+
+
+@dataclass
+class _Device:
+    """Where the engine runs, and the rates that its steps are held against."""
+
+    name: str
+    facts: dict[str, Any]
+    rates: dict[str, float]  # of a GPU: as `gpu.ceilings`
+    clock: Any = None  # gpu.StepClock
+    gpu_s: dict[Workload, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, name: str) -> _Device:
+        if name == "cpu":
+            rate = round(measure_read_bandwidth(), 2)
+            return cls(name, {"read_bandwidth_gb_s": rate}, {"read_gb_s": rate})
+        from stoa.bench.gpu import (
+            StepClock,
+            ceilings,
+            forget_memory,
+            gpu_facts,
+        )  # Triton, which CPUs do without
+        from stoa.engine.kernels.cuda.device import find_gpu
+
+        rates = ceilings()
+        device = find_gpu().device
+        forget_memory(device)
+        return cls(name, gpu_facts() | rates, rates, StepClock(device))
+
+    def floor_s(self, nbytes: float, operations: float) -> float:
+        if self.clock is None:
+            return nbytes / (self.rates["read_gb_s"] * 1e9)
+        from stoa.bench.gpu import floor_s
+
+        return floor_s(nbytes, operations, self.rates)
+
+    def peak(self) -> dict[str, float]:
+        if self.clock is None:
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return {"peak_rss_mb": round(most / 1024, 1)}
+        from stoa.bench.gpu import peak_mb
+
+        return {"peak_gpu_mb": peak_mb(self.clock.device)}
 
 
 def run(
@@ -50,6 +99,8 @@ def run(
     quantize: str = "none",
     isa: str | None = None,
     threads: int = 0,
+    device: str = "cpu",
+    max_batch_tokens: int = 512,
 ) -> dict[str, Any]:
     """`model`: a folder, or a shape of `SHAPES` whose random weights are written under `cache` once."""
     if min(*batches, prompt_tokens, output_tokens, rank, repeats) < 1:
@@ -57,29 +108,34 @@ def run(
     unknown = set(modes) - set(MODES)
     if unknown:
         raise ConfigError(f"mode {', '.join(sorted(unknown))} is unknown; accepted: {', '.join(MODES)}")
-    folder = model_folder(model, cache)
-    refs = adapter_refs(folder, max(batches), rank, cache) if set(modes) - {"base"} else []
+    folder = model_folder(model, cache, device)
+    refs = adapter_refs(folder, max(batches), rank, cache, device) if set(modes) - {"base"} else []
+    where = None if device == "cpu" else _Device.find(device)  # while nothing else is in a GPU's memory
     engine = Engine(
-        _engine_config(
+        engine_config(
             folder, refs, max(batches), prompt_tokens + output_tokens,
-            {"dtype": dtype, "quantize": quantize, "isa": isa, "threads": threads},
+            {"dtype": dtype, "quantize": quantize, "isa": isa, "threads": threads, "device": device,
+             "max_batch_tokens": max_batch_tokens, "weights_cache": tuned(cache, device)},
         )
     )  # fmt: skip
-    bandwidth = measure_read_bandwidth()
+    where = where or _Device.find(device)
     workloads = [Workload(m, b, prompt_tokens, output_tokens) for m in modes for b in batches]
     runs: dict[Workload, list[Outcome]] = {w: [] for w in workloads}
     rng = np.random.default_rng(0)
     try:
-        for repeat in range(repeats + 1):
-            for load in workloads:
-                result = _run_once(engine, load, refs, rng)
-                if repeat:  # the first round warms up
-                    runs[load].append(result)
-        rows = [_row(engine, load, runs[load], bandwidth) for load in workloads]
+        with where.clock.on(engine) if where.clock is not None else contextlib.nullcontext():
+            for repeat in range(repeats + 1):
+                for load in workloads:
+                    result = _run_once(engine, load, refs, rng)
+                    played = where.clock.take() if where.clock is not None else []
+                    if repeat:  # the first round warms up
+                        runs[load].append(result)
+                        where.gpu_s.setdefault(load, []).extend(played)
+        rows = [_row(engine, load, runs[load], where) for load in workloads]
     finally:
         engine.close()
     return {
-        "machine": machine_facts() | {"read_bandwidth_gb_s": round(bandwidth, 2)},
+        "machine": machine_facts() | where.facts,
         "model": {
             "name": model,
             "dtype": dtype,
@@ -87,22 +143,30 @@ def run(
             "kernels": engine.kernels_name,
             "rank": rank,
         },
-        "workload": {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "repeats": repeats},
+        "workload": {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "repeats": repeats,
+                     "max_batch_tokens": max_batch_tokens},
         "rows": rows,
-    }
+    }  # fmt: skip
 
 
-def _engine_config(
+def tuned(cache: Path, device: str) -> str:
+    """Where an engine keeps what it has measured about kernels of its GPU; nothing else is kept for one."""
+    return "" if device == "cpu" else str(cache / "weights")
+
+
+def engine_config(
     folder: Path, refs: list[AdapterRef], batch: int, tokens: int, settings: dict[str, Any]
 ) -> EngineConfig:
     adapter_bytes = 2 * sum(
         f.stat().st_size for r in refs for f in Path(r.path).glob("*.safetensors")
     )  # fp32 engines keep them twice as large
+    c = read_model_config(folder)
+    kv_bytes = batch * (tokens + 32) * 2 * c.num_layers * c.num_kv_heads * c.head_dim * 4
     known = {
         "model": str(folder),
         "max_model_len": tokens + 16,
         "max_num_seqs": batch,
-        "pool_bytes": (2 << 30) + adapter_bytes,
+        "pool_bytes": max(2 << 30, kv_bytes) + adapter_bytes,
         "host_adapter_bytes": max(adapter_bytes, 1 << 28),
         "max_lora_rank": 4096,
         "prefix_caching": False,
@@ -147,12 +211,12 @@ def _make_resident(engine: Engine, refs: list[AdapterRef]) -> None:
             engine.wakeup.clear()
 
 
-def _row(engine: Engine, load: Workload, runs: list[Outcome], bandwidth_gb_s: float) -> dict[str, Any]:
+def _row(engine: Engine, load: Workload, runs: list[Outcome], where: _Device) -> dict[str, Any]:
     gaps = [g for r in runs for t in r.timings for g in t.gaps_s]
     ttft = [t.first_s for r in runs for t in r.timings]
     itl = statistics.median(gaps) if gaps else 0.0
     prefill = statistics.median(max(t.first_s for t in r.timings) for r in runs)
-    floor = _step_bytes(engine, load) / (bandwidth_gb_s * 1e9)
+    floor = where.floor_s(_step_bytes(engine, load), 2 * _step_products(engine, load))
     return {
         "mode": load.mode,
         "batch": load.batch,
@@ -161,9 +225,29 @@ def _row(engine: Engine, load: Workload, runs: list[Outcome], bandwidth_gb_s: fl
         "prefill_ms": round(1e3 * prefill, 2),  # until the last request has its first token
         "itl_ms_p50": round(1e3 * itl, 3),
         "itl_ms_p99": round(1e3 * percentile(gaps, 0.99), 3) if gaps else 0.0,
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        **where.peak(),
         "roofline_share": round(floor / itl, 3) if itl else 0.0,
+        **_gpu_columns(where.gpu_s.get(load, []), itl, floor),
     }
+
+
+def _gpu_columns(gpu_s: list[float], itl_s: float, floor_s: float) -> dict[str, Any]:
+    """{} where no step was timed on a GPU."""
+    if not gpu_s or not itl_s:
+        return {}
+    median = statistics.median(gpu_s)
+    return {
+        "floor_ms": round(1e3 * floor_s, 3),
+        "gpu_ms_p50": round(1e3 * median, 3),
+        "gpu_roofline_share": round(floor_s / median, 3),
+        "host_share": round(1 - median / itl_s, 3),
+    }
+
+
+def _adapter_bytes(engine: Engine, load: Workload) -> float:
+    """Of one that is in use; 0 in mode base."""
+    sizes = engine.adapters.packed_bytes()
+    return statistics.mean(sizes) if sizes and load.mode != "base" else 0.0
 
 
 def _step_bytes(engine: Engine, load: Workload) -> float:
@@ -172,5 +256,14 @@ def _step_bytes(engine: Engine, load: Workload) -> float:
     context = load.prompt_tokens + load.output_tokens / 2
     kv = load.batch * context * layout.page_bytes / layout.block_size
     used = {"base": 0, "same": 1, "distinct": load.batch}[load.mode]
-    sizes = engine.adapters.packed_bytes()
-    return engine.decoder.weight_bytes + kv + used * (statistics.mean(sizes) if sizes else 0)
+    return engine.decoder.weight_bytes + kv + used * _adapter_bytes(engine, load)
+
+
+def _step_products(engine: Engine, load: Workload) -> float:
+    """Multiply-adds of one decode step: a row's with the weights, its context and its adapter."""
+    weights = sum(linear.k * sum(linear.splits) for linear in engine.decoder.linears)
+    c = engine.decoder.config
+    context = load.prompt_tokens + load.output_tokens / 2
+    attention = 2 * c.num_layers * c.num_heads * c.head_dim * context
+    adapter = _adapter_bytes(engine, load) / engine.kernels.dtype.itemsize
+    return load.batch * (weights + attention + adapter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,16 @@ def machine_facts() -> dict[str, Any]:
         "huge_pages": _chosen(huge.read_text()) if huge.exists() else "none",
         "python": platform.python_version(),
         "torch": version("torch"),
-        "stoa": version("stoa"),
+        "stoa": installed("stoa"),
     }
+
+
+def installed(package: str) -> str:
+    """Empty where it runs from its source, uninstalled."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -47,9 +47,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_model(shape: str, folder: Path, seed: int = 0) -> None:
-    """Writes a Hugging Face folder of `SHAPES[shape]` in bf16, unless it is there already."""
-    _once(folder, lambda work: _write_model(SHAPES[shape], work, seed))
+def write_model(shape: str, folder: Path, seed: int = 0, device: str = "cpu") -> None:
+    """Writes a Hugging Face folder of `SHAPES[shape]` in bf16, unless it is there already. `device`: where random numbers
+    are drawn; others on each."""
+    _once(folder, lambda work: _write_model(SHAPES[shape], work, seed, device))
 
 
 def write_adapter(
@@ -60,10 +61,11 @@ def write_adapter(
     alpha: int = 32,
     seed: int = 0,
     targets: tuple[str, ...] = (),
+    device: str = "cpu",
 ) -> None:
     """Writes a PEFT folder for the model of `config_json` (all seven linears by default), unless it is there."""
     config = json.loads(config_json.read_text())
-    _once(folder, lambda work: _write_adapter(config, work, rank, alpha, seed, targets or _TARGETS))
+    _once(folder, lambda work: _write_adapter(config, work, rank, alpha, seed, targets or _TARGETS, device))
 
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -83,7 +85,8 @@ def _once(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _linear_shapes(c: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def linear_shapes(c: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out, in) of a layer's linears, from a config.json."""
     h, i = c["hidden_size"], c["intermediate_size"]
     q, kv = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
     return {
@@ -96,15 +99,15 @@ def _path(layer: int, module: str) -> str:
     return f"model.layers.{layer}.{'self_attn' if module in _ATTENTION else 'mlp'}.{module}"
 
 
-def _write_model(config: dict[str, Any], folder: Path, seed: int) -> None:
+def _write_model(config: dict[str, Any], folder: Path, seed: int, device: str = "cpu") -> None:
     import torch
     from safetensors.torch import save_file
 
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(device).manual_seed(seed)
     h, v = config["hidden_size"], config["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, h)}
     for layer in range(config["num_hidden_layers"]):
-        shapes |= {f"{_path(layer, m)}.weight": s for m, s in _linear_shapes(config).items()}
+        shapes |= {f"{_path(layer, m)}.weight": s for m, s in linear_shapes(config).items()}
         shapes |= {
             f"model.layers.{layer}.{n}.weight": (h,) for n in ("input_layernorm", "post_attention_layernorm")
         }
@@ -113,8 +116,8 @@ def _write_model(config: dict[str, Any], folder: Path, seed: int) -> None:
     size = 0
     for name, shape in shapes.items():
         one_dim = len(shape) == 1
-        tensor = torch.ones(shape) if one_dim else torch.randn(shape, generator=rng) * _STD
-        tensor = tensor.to(torch.bfloat16)
+        tensor = torch.ones(shape) if one_dim else torch.randn(shape, generator=rng, device=device) * _STD
+        tensor = tensor.to("cpu", torch.bfloat16)
         if size + tensor.nbytes > _SHARD_BYTES:
             shards.append({})
             size = 0
@@ -153,19 +156,26 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def _write_adapter(
-    config: dict[str, Any], folder: Path, rank: int, alpha: int, seed: int, targets: tuple[str, ...]
+    config: dict[str, Any],
+    folder: Path,
+    rank: int,
+    alpha: int,
+    seed: int,
+    targets: tuple[str, ...],
+    device: str,
 ) -> None:
     import torch
     from safetensors.torch import save_file
 
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(device).manual_seed(seed)
     tensors = {}
     for layer in range(config["num_hidden_layers"]):
         for module in targets:
-            out, inputs = _linear_shapes(config)[module]
+            out, inputs = linear_shapes(config)[module]
             for name, shape in (("lora_A", (rank, inputs)), ("lora_B", (out, rank))):
                 key = f"base_model.model.{_path(layer, module)}.{name}.weight"
-                tensors[key] = (torch.randn(shape, generator=rng) * _STD).to(torch.bfloat16)
+                values = torch.randn(shape, generator=rng, device=device) * _STD
+                tensors[key] = values.to("cpu", torch.bfloat16)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     facts = {
         "peft_type": "LORA",

@@ -29,12 +29,14 @@ def lora(
     quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
     isa: Annotated[str | None, typer.Option(help="force an instruction set path")] = None,
     threads: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step", min=1)] = 512,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Throughput and latency with no adapter, one, and a different one per request."""
     from stoa.bench.lora import MODES, run
 
-    checked = load_settings({"dtype": dtype, "quantize": quantize, "threads": threads})
+    checked = load_settings({"dtype": dtype, "quantize": quantize, "threads": threads, "device": device})
     report = run(
         model,
         cache=checked.home_path / "cache",
@@ -48,12 +50,15 @@ def lora(
         quantize=quantize,
         isa=isa,
         threads=threads,
+        device=device,
+        max_batch_tokens=max_batch_tokens,
     )
     if as_json:
         print(json.dumps(report))
         return
+    machine = report["machine"]
     print(
-        f"{report['machine']['cpu']}, {report['model']['kernels']}, {report['model']['name']} "
+        f"{machine.get('gpu') or machine['cpu']}, {report['model']['kernels']}, {report['model']['name']} "
         f"{dtype if quantize == 'none' else quantize}, rank {rank}"
     )
     _table(report["rows"])
@@ -69,16 +74,26 @@ def adapters(
     at_once: Annotated[int, typer.Option(help="requests running at any time", min=1)] = 32,
     zipf: Annotated[float, typer.Option(help="exponent of adapters' popularity")] = 1.0,
     rank: Annotated[int, typer.Option(min=1)] = 16,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
     pool_gib: Annotated[float, typer.Option()] = 2.0,
     host_gib: Annotated[float, typer.Option()] = 4.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    folders: Annotated[
+        int, typer.Option(help="write so many; the others are their bytes under other names; 0: all", min=0)
+    ] = 0,
+    preload: Annotated[bool, typer.Option(help="all into host memory before the clock starts")] = False,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step", min=1)] = 512,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Throughput with few and with many registered adapters, and the first token of a cold one."""
     from stoa.bench.adapters import run
 
+    checked = load_settings({"device": device})
     report = run(
-        model, cache=load_settings().home_path / "cache", counts=registered or (32, 2000), zipf=zipf,
-        requests=requests, at_once=at_once, rank=rank, pool_gib=pool_gib, host_gib=host_gib,
+        model, cache=checked.home_path / "cache", counts=registered or (32, 2000), zipf=zipf, requests=requests,
+        at_once=at_once, rank=rank, prompt_tokens=prompt_tokens, output_tokens=output_tokens, pool_gib=pool_gib,
+        host_gib=host_gib, device=device, folders=folders, preload=preload, max_batch_tokens=max_batch_tokens,
     )  # fmt: skip
     if as_json:
         print(json.dumps(report))
@@ -86,6 +101,34 @@ def adapters(
     _table(report["rows"])
     for row in report["cold"]:
         print("first token:", ", ".join(f"{key} {value}" for key, value in row.items()))
+
+
+@app.command("kernels")
+def kernels(
+    model: Annotated[
+        str, typer.Option(help="a model folder, or a random-weight shape: 134m, 1.1b, 8b")
+    ] = "8b",
+    batch: Annotated[list[int] | None, typer.Option(help="sequences in a step; repeatable", min=1)] = None,
+    context: Annotated[int, typer.Option(help="tokens of each sequence", min=1)] = 192,
+    rank: Annotated[int, typer.Option(help="of each sequence's own adapter", min=1)] = 16,
+    repeats: Annotated[int, typer.Option(min=1)] = 20,
+    quantize: Annotated[str, typer.Option(help="none, int8 or int4")] = "none",
+    device: Annotated[str, typer.Option(help="cuda")] = "cuda",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """A decode step on a GPU, kind by kind: time, bytes that must be read, and share of the memory's bandwidth."""
+    from stoa.bench.kernels import run
+
+    checked = load_settings({"quantize": quantize, "device": device})
+    report = run(
+        model, cache=checked.home_path / "cache", batches=batch or (1, 32, 64), context=context, rank=rank,
+        repeats=repeats, quantize=checked.quantize, device=device,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(f"{report['machine']['gpu']}, {report['model']['name']} {quantize}, rank {rank}")
+    _table(report["rows"])
 
 
 @app.command("fairness")

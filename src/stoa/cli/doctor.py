@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stoa.config import load_settings
+from stoa.errors import StoaError
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
@@ -42,14 +43,26 @@ def gather() -> dict[str, Any]:
         "read_bandwidth_gb_s": round(measure_read_bandwidth(), 1),
         "c_compiler": shutil.which("cc") or shutil.which("gcc") or "",
         "gpus": _gpus(),
+        "cuda": _cuda(),
         "home": str(home),
         "home_free_gib": round(shutil.disk_usage(place).free / (1 << 30), 1),
         "note": kernels["reason"],
     }
 
 
+def _cuda() -> str:
+    """The GPU that `--device cuda` would use, or why there is none."""
+    from stoa.engine.kernels.cuda.device import find_gpu
+
+    try:
+        gpu = find_gpu()
+    except StoaError as error:
+        return error.message
+    return f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, driver of CUDA {gpu.driver or '-'}"
+
+
 def _gpus() -> list[str]:
-    """Names by the driver's own tool; Stoa's engine runs on the CPU."""
+    """Names by the driver's own tool."""
     import subprocess
 
     tool = shutil.which("nvidia-smi")

@@ -38,7 +38,10 @@ def serve(
     weights_cache: Annotated[
         bool | None, typer.Option(help="keep packed weights under home, to be mapped at the next start")
     ] = None,
-    device: Annotated[str | None, typer.Option()] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="GPUs that share the model, each with a part of every layer")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bf16 or fp32")] = None,
     quantize: Annotated[
         str | None, typer.Option(help="base weights as none (bf16), int8 or int4; adapters stay bf16")
@@ -264,6 +267,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         quantize=settings.quantize,
         speculation=settings.speculation,
         device=settings.device,
+        tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,13 @@ from torch import Tensor
 
 from stoa.engine.kernels.interface import AttentionRows, Kernels, PackedAdapter
 from stoa.engine.sequence import Sequence
+
+
+class Segments(NamedTuple):
+    """Rows starts[g]:starts[g + 1] use adapter adapters[g], None: none."""
+
+    starts: list[int]
+    adapters: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,16 @@ class Batch:
     seqs: list[Sequence]
     counts: list[int]
     starts: list[int]  # [S + 1] first row of each sequence
-    token_ids: Tensor  # [T] int64
+    tokens: list[int]  # [T]
+    token_ids: Tensor  # the same, int64
     rows: AttentionRows
-    lora: Any
+    segments: Segments
+    lora: Any  # `segments` as the kernels want them
     sampled: list[Sequence]
     sample_counts: list[int]
-    sample_rows: Tensor  # [n] int64
+    samples: list[int]  # [n]
+    sample_rows: Tensor  # the same, int64
+    sample_segments: Segments
     sample_lora: Any
 
 
@@ -44,7 +55,7 @@ def build_batch(
     positions: list[int] = []
     sampled: list[Sequence] = []
     sample_counts: list[int] = []
-    sample_rows: list[int] = []
+    samples: list[int] = []
     for seq, count, end in zip(seqs, counts, starts[1:], strict=True):
         first, last = seq.num_computed, seq.num_computed + count
         tokens += seq.tokens[first:last] + seq.drafts
@@ -52,18 +63,23 @@ def build_batch(
         if last == len(seq.tokens) + len(seq.drafts) and seq.request.pooling is None:
             sampled.append(seq)
             sample_counts.append(1 + len(seq.drafts))
-            sample_rows += range(end - sample_counts[-1], end)
+            samples += range(end - sample_counts[-1], end)
+    segments, sample_segments = _segments(seqs, counts), _segments(sampled, sample_counts)
     return Batch(
         seqs=seqs,
         counts=counts,
         starts=starts,
-        token_ids=torch.tensor(tokens, dtype=torch.int64),
+        tokens=tokens,
+        token_ids=torch.tensor(tokens, dtype=torch.int64, device=kernels.device),
         rows=_attention_rows(seqs, counts, starts, positions),
-        lora=_lora_rows(kernels, packed, seqs, counts),
+        segments=segments,
+        lora=_lora_rows(kernels, packed, segments),
         sampled=sampled,
         sample_counts=sample_counts,
-        sample_rows=torch.tensor(sample_rows, dtype=torch.int64),
-        sample_lora=_lora_rows(kernels, packed, sampled, sample_counts),
+        samples=samples,
+        sample_rows=torch.tensor(samples, dtype=torch.int64, device=kernels.device),
+        sample_segments=sample_segments,
+        sample_lora=_lora_rows(kernels, packed, sample_segments),
     )
 
 
@@ -88,21 +104,22 @@ def _attention_rows(
     )
 
 
-def _lora_rows(
-    kernels: Kernels,
-    packed: Callable[[str], PackedAdapter | None],
-    seqs: list[Sequence],
-    counts: list[int],
-) -> Any:
-    """One segment per run of equal adapters; None if no row has one."""
+def _segments(seqs: list[Sequence], counts: list[int]) -> Segments:
+    """One per run of equal adapters."""
     starts = [0]
-    adapters: list[PackedAdapter | None] = []
-    current: str | None = None
+    adapters: list[str | None] = []
     for seq, count in zip(seqs, counts, strict=True):
-        if adapters and seq.adapter_id == current:
+        if adapters and seq.adapter_id == adapters[-1]:
             starts[-1] += count
             continue
-        current = seq.adapter_id
-        adapters.append(packed(current) if current is not None else None)
+        adapters.append(seq.adapter_id)
         starts.append(starts[-1] + count)
-    return kernels.lora_rows(starts, adapters) if any(a is not None for a in adapters) else None
+    return Segments(starts, adapters)
+
+
+def _lora_rows(kernels: Kernels, packed: Callable[[str], PackedAdapter | None], segments: Segments) -> Any:
+    """None if no row has an adapter."""
+    if all(a is None for a in segments.adapters):
+        return None
+    adapters = [None if a is None else packed(a) for a in segments.adapters]
+    return kernels.lora_rows(segments.starts, adapters)

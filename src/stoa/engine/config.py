@@ -6,9 +6,12 @@ from typing import Literal
 
 import msgspec
 
+Device = Literal["cpu", "cuda"]
 Dtype = Literal["auto", "bf16", "fp32"]
 Quantize = Literal["none", "int8", "int4"]
 Fairness = Literal["cost", "tokens", "off"]
+
+BITS: dict[Quantize, int] = {"none": 16, "int8": 8, "int4": 4}
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,13 +23,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # folder (hub ids are resolved to a folder before)
     dtype: Dtype = "auto"  # auto: bf16
     quantize: Quantize = "none"  # of the base weights; int4 keeps the output head in int8
-    device: Literal["cpu"] = "cpu"
-    threads: int = 0  # 0: all cores
+    device: Device = "cpu"
+    tensor_parallel: int = 1  # ranks that share the model: GPUs, or processes
+    threads: int = 0  # of all ranks together; 0: all cores
     max_model_len: int = 0  # tokens per sequence; 0: the model's own limit
     max_num_seqs: int = 64  # sequences in one step
     max_batch_tokens: int = 512  # rows in one step: the prefill chunk
     block_size: int = 16  # tokens in a KV block
-    pool_bytes: int = 0  # KV blocks and resident adapters together
+    pool_bytes: int = 0  # KV blocks and resident adapters together, of each rank
     host_adapter_bytes: int = 0  # adapters kept in host memory behind the pool
     max_lora_rank: int = 512
     prefix_caching: bool = True

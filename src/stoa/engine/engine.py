@@ -6,27 +6,30 @@ A step is: schedule → build the batch → forward → sample → advance. It i
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from stoa.engine.accounting import Accounts, Book
-from stoa.engine.adapters.peft import load_pairs, read_adapter
 from stoa.engine.batch import Batch, build_batch
 from stoa.engine.bookkeeper import Bookkeeper
 from stoa.engine.config import EngineConfig
 from stoa.engine.cost import row_cost
 from stoa.engine.fairness import FairShares
 from stoa.engine.grammar import GrammarCompiler
-from stoa.engine.kernels import default_threads, describe, load_kernels
-from stoa.engine.limits import available_bytes, check_request, context_limit, fit_pool
-from stoa.engine.memory.adapter_cache import AdapterCache, Pairs
+from stoa.engine.kernels import describe
+from stoa.engine.limits import check_request, context_limit, fit_pool, pool_share
+from stoa.engine.loading import Pairs, host_adapter_bytes, load, read_shard
+from stoa.engine.memory.adapter_cache import AdapterCache
 from stoa.engine.memory.blocks import BlockTable
 from stoa.engine.memory.pool import PagePool
 from stoa.engine.model.config import ModelConfig, read_model_config
-from stoa.engine.model.decoder import Decoder
+from stoa.engine.parallel.shards import Shards, check_size
 from stoa.engine.request import AdapterRef, FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from stoa.engine.sampling import sample
 from stoa.engine.scheduler import Scheduler
@@ -35,36 +38,34 @@ from stoa.engine.speculation import Speculator
 from stoa.engine.stats import EngineStats
 from stoa.engine.text import TextStream
 from stoa.engine.tokenizer import Tokenizer
-from stoa.errors import InvalidRequest, StoaError
+from stoa.errors import InvalidRequest, OutOfMemory, StoaError
 
-_DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_BITS = {"none": 16, "int8": 8, "int4": 4}
+if TYPE_CHECKING:
+    from stoa.engine.parallel.leader import Leader
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One base model, many adapters. Not thread-safe: call everything from one thread."""
+    """One base model, many adapters. Not thread-safe: call everything from one thread.
+
+    With `tensor_parallel` this is rank 0 of several: it decides, and the others compute with it.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         folder = Path(config.model)
         self.config = config
         self.model: ModelConfig = read_model_config(folder)
         self.tokenizer = Tokenizer(folder, chat=False) if (folder / "tokenizer.json").exists() else None
-        self.kernels = load_kernels(_DTYPES[config.dtype], threads=config.threads or None, isa=config.isa)
-        torch.set_num_threads(config.threads or default_threads())
         self.wakeup = threading.Event()
         self.max_model_len = context_limit(config, self.model)
-        self.decoder = Decoder(
-            self.model, self.kernels, folder, self.max_model_len, bits=_BITS[config.quantize],
-            cache=Path(config.weights_cache) if config.weights_cache else None,
-        )  # fmt: skip
-        if self.kernels.owns_threads:
-            # Loading is done: what torch still does must not compete with the kernels.
-            torch.set_num_threads(1)
-        self.layout = self.kernels.kv_layout(
-            self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, config.block_size
-        )
-        pages, self.max_model_len = fit_pool(config, self.max_model_len, self.layout.page_bytes)
-        self.pool = PagePool(pages, self.layout.page_bytes)
+        check_size(config, self.model)
+        self.leader: Leader | None = _lead(config, self.wakeup)
+        try:
+            self._load()
+        except BaseException:
+            self._end_followers()
+            raise
         self.blocks = BlockTable(self.pool)
         self.adapters = AdapterCache(
             self.pool,
@@ -72,11 +73,12 @@ class Engine:
             self.decoder.linears,
             self.decoder.module_keys(),
             self._read_adapter,
-            host_bytes=config.host_adapter_bytes or available_bytes() // 8,
+            host_bytes=host_adapter_bytes(config),
             wakeup=self.wakeup,
+            elsewhere=self.leader.lay_out if self.leader is not None else None,
         )
         self.accounts = Accounts(self.pool.num_pages * self.pool.page_bytes)
-        cost = row_cost(self.model, self.layout.page_bytes, config.block_size)
+        cost = row_cost(self.decoder.config, self.layout.page_bytes, config.block_size, config.device)
         self.scheduler = Scheduler(
             self.blocks,
             self.adapters,
@@ -117,7 +119,8 @@ class Engine:
 
     @property
     def has_requests(self) -> bool:
-        return bool(self._live)
+        """Is there something that `step` would do, or would say: that it cannot go on?"""
+        return bool(self._live) or (self.leader is not None and self.leader.lost is not None)
 
     # -- requests
 
@@ -161,11 +164,16 @@ class Engine:
 
     def forget(self, adapter_id: str) -> None:
         self.adapters.forget(adapter_id)
+        if self.leader is not None:
+            self.leader.forget(adapter_id)
 
     # -- the step
 
     def step(self) -> list[TokenEvent]:
-        """Runs one step; returns its news. `idle` says afterwards whether there was nothing to do."""
+        """Runs one step; returns its news. `idle` says afterwards whether there was nothing to do. Raises
+        EngineUnavailable, now and ever after, when one of several ranks is gone."""
+        if self.leader is not None:
+            self.leader.check()
         self.books.begin_step()
         if self.config.speculation:
             self.speculator.draft(self.scheduler.running)
@@ -176,15 +184,37 @@ class Engine:
         if counts:
             batch = build_batch(counts, self.kernels, self.adapters.packed)
             shares = self.books.shares(batch)
-            events += self._run(batch)
+            events += self._run(batch) if self.leader is None else self._run_together(self.leader, batch)
             took_ns = self.books.end_step(shares)
             self._totals.steps += 1
             self._totals.step_seconds += took_ns / 1e9
         self.books.close_ended()
         return events
 
+    def _run_together(self, leader: Leader, batch: Batch) -> list[TokenEvent]:
+        try:
+            self.decoder.reserve(len(batch.samples))
+        except torch.OutOfMemoryError:
+            return self._give_way(batch)  # the others have not heard of it
+        with leader.together():
+            leader.send_step(batch, self.adapters.first_page)
+            hidden, logits = self._compute(batch)
+            return self._take_in(batch, hidden, logits)
+
     def _run(self, batch: Batch) -> list[TokenEvent]:
+        try:
+            hidden, logits = self._compute(batch)
+        except torch.OutOfMemoryError:
+            return self._give_way(batch)
+        return self._take_in(batch, hidden, logits)
+
+    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states of all rows, logits of those that are sampled."""
         hidden = self.decoder.forward(batch.token_ids, batch.rows, batch.lora, self.pool.arena, self.layout)
+        picked = hidden.index_select(0, batch.sample_rows)
+        return hidden, self.decoder.logits(picked, batch.sample_lora) if batch.sampled else picked
+
+    def _take_in(self, batch: Batch, hidden: Tensor, logits: Tensor) -> list[TokenEvent]:
         events = []
         for i, (seq, count) in enumerate(zip(batch.seqs, batch.counts, strict=True)):
             self.scheduler.computed(seq, count - len(seq.drafts))
@@ -196,7 +226,6 @@ class Engine:
             if seq.num_output == seq.num_resumed:
                 self._totals.prompt_tokens += seq.num_prompt
                 self._fork_choices(seq)
-        logits = self.decoder.logits(hidden.index_select(0, batch.sample_rows), batch.sample_lora)
         sampled = list(zip(batch.sampled, batch.sample_counts, strict=True))
         wanted = [(seq, len(seq.tokens) + i) for seq, count in sampled for i in range(count)]
         tokens, logprobs = sample(self.kernels, logits, wanted, sorted(self.end_tokens))
@@ -205,6 +234,25 @@ class Engine:
             events += self._accept(seq, tokens[at : at + count], logprobs[at : at + count])
             at += count
         return events
+
+    def _give_way(self, batch: Batch) -> list[TokenEvent]:
+        """The device had no memory for the step, and nothing of it counts: later ones are smaller."""
+        rows = batch.starts[-1]
+        for seq in batch.seqs:
+            seq.drafts = []
+        alone = self.scheduler.shrink(rows)
+        _log.warning(
+            "a step of %d rows found no memory on %s; steps now have %d rows at most. Lower pool_gib or "
+            "max_batch_tokens to keep room", rows, self.kernels.device, self.scheduler.max_batch_tokens,
+        )  # fmt: skip
+        if alone is None:
+            return []
+        return [
+            self._fail(
+                alone,
+                OutOfMemory("the device has no memory left for a step; lower pool_gib", param="pool_gib"),
+            )
+        ]
 
     def _accept(
         self, seq: Sequence, tokens: list[int], logprobs: list[TokenLogprob | None]
@@ -280,7 +328,7 @@ class Engine:
         return text, None, None
 
     def _pool(self, seq: Sequence, hidden: torch.Tensor) -> list[TokenEvent]:
-        for row in hidden.double().numpy():  # one after the other: chunks change no bit
+        for row in hidden.double().cpu().numpy():  # one after the other: chunks change no bit
             seq.pooled = row if seq.pooled is None else seq.pooled + row
         assert seq.pooled is not None
         if seq.todo:
@@ -348,6 +396,7 @@ class Engine:
         )
 
     def close(self) -> None:
+        self._end_followers()  # before those who wait for them
         self.adapters.close()
         if self.grammars is not None:
             self.grammars.close()
@@ -380,10 +429,41 @@ class Engine:
             seq.compiling = self.grammars.submit(p.grammar, request.project)
         return seq
 
+    def _load(self) -> None:
+        """Weights and pool, here and on all other ranks."""
+        config, leader = self.config, self.leader
+        loaded = load(config, Shards(self.model, 0, config.tensor_parallel), self.max_model_len)
+        self.kernels, self.decoder, self.layout = loaded.kernels, loaded.decoder, loaded.layout
+        device, page_bytes = self.kernels.device, self.layout.page_bytes
+        if leader is None:
+            loaded.rehearse(config)
+            available = pool_share(device)
+        else:
+            self.decoder.group = leader.join(device)
+            with leader.together():
+                loaded.rehearse(config)
+            available = leader.least(pool_share(device, leader.size))
+        pages, self.max_model_len = fit_pool(config, self.max_model_len, page_bytes, available)
+        self.pool = PagePool(pages, page_bytes, device)
+        if leader is not None:
+            leader.open_pool(pages)
+
+    def _end_followers(self) -> None:
+        if self.leader is not None:
+            self.leader.close()
+
     def _read_adapter(self, ref: AdapterRef) -> Pairs:
-        """Raises InvalidAdapter also when the folder no longer holds what `ref.id` says."""
-        spec = read_adapter(Path(ref.path), self.model, max_rank=self.config.max_lora_rank)
-        return load_pairs(spec, expected_id=ref.id.rpartition(":")[2])
+        if self.leader is not None:
+            self.leader.prefetch(ref)
+        return read_shard(ref, self.decoder.shards, self.config.max_lora_rank)
+
+
+def _lead(config: EngineConfig, wakeup: threading.Event) -> Leader | None:
+    if config.tensor_parallel == 1:
+        return None
+    from stoa.engine.parallel.leader import Leader  # torch.distributed, which only several ranks need
+
+    return Leader(config, wakeup)
 
 
 class _Totals:

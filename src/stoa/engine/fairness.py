@@ -120,13 +120,15 @@ class FairShares:
         for seq in reversed(seqs):
             queues.setdefault((seq.priority[0], seq.project), []).append(seq)
         planned = {project: self._projects[project].served for _, project in queues}
-        while queues:
+        while len(queues) > 1:
             key = min(queues, key=lambda k: (k[0], planned[k[1]], queues[k][-1].priority))
             seq = queues[key].pop()
             if not queues[key]:
                 del queues[key]
             planned[seq.project] += cost(seq) / self._projects[seq.project].weight
             yield seq
+        for last in queues.values():
+            yield from reversed(last)
 
     def over(self) -> frozenset[str]:
         """Projects that have had clearly more than their share lately, while a light one is around."""

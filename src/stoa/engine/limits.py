@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stoa.engine.config import EngineConfig
+import torch
+
+from stoa.engine.config import BITS, EngineConfig
+from stoa.engine.kernels.quantize import GROUP
 from stoa.engine.model.config import ModelConfig
 from stoa.engine.request import GenerationRequest
 from stoa.engine.sampling import check_params
@@ -22,12 +25,56 @@ def context_limit(config: EngineConfig, model: ModelConfig) -> int:
     return asked or own
 
 
-def fit_pool(config: EngineConfig, max_model_len: int, page_bytes: int) -> tuple[int, int]:
+def check_weights(
+    config: EngineConfig, model: ModelConfig, itemsize: int, available: int, vocab_size: int = 0
+) -> None:
+    """Raises OutOfMemory if the weights, `itemsize` bytes each unless quantized, cannot fit `available` bytes.
+    `model`, `vocab_size`: as for `weight_bytes`."""
+    bytes_as = {name: weight_bytes(model, itemsize, bits, vocab_size) for name, bits in BITS.items()}
+    need = bytes_as[config.quantize]
+    if need < available:
+        return
+    fitting = [f"{name} ({_gib(size)})" for name, size in bytes_as.items() if size < available]
+    way_out = (
+        f"set quantize to {' or '.join(fitting)}"
+        if fitting
+        else ("take a larger GPU or a smaller model, or more GPUs (tensor_parallel)")
+    )
+    raise OutOfMemory(
+        f"the weights need {_gib(need)} with quantize {config.quantize!r}, {config.device} has "
+        f"{_gib(available)} free; {way_out}",
+        param="quantize",
+    )
+
+
+def weight_bytes(model: ModelConfig, itemsize: int, bits: int, vocab_size: int = 0) -> int:
+    """Of packed linears, output head and embedding table; see `quantize.py` for what 8 and 4 bits are. `vocab_size`: of the
+    whole table, where `model` is what one rank sees of it."""
+
+    def stored(elements: int, bits: int) -> int:
+        return elements * itemsize if bits == 16 else elements * bits // 8 + elements // GROUP * 4
+
+    shapes = model.linear_shapes()
+    vocab, hidden = shapes.pop("lm_head")
+    layers = sum(n * k for n, k in shapes.values()) * model.num_layers
+    return (
+        stored(layers, bits)
+        + stored(vocab * hidden, max(bits, 8))
+        + (vocab_size or vocab) * hidden * itemsize
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"
+
+
+def fit_pool(config: EngineConfig, max_model_len: int, page_bytes: int, available: int) -> tuple[int, int]:
     """Pages of the pool, and the context that they hold: shorter than `max_model_len` if nobody asked for
-    that. Raises OutOfMemory if somebody did and the pool is too small."""
+    that. `available`: bytes that the pool may take by itself. Raises OutOfMemory if somebody did and the pool is too
+    small."""
     longest = -(-max_model_len // config.block_size)
     most = longest * config.max_num_seqs + 4 * _GIB // page_bytes  # all the KV that can be used, and adapters
-    pages = (config.pool_bytes or min(available_bytes() // 3, most * page_bytes)) // page_bytes
+    pages = (config.pool_bytes or min(available, most * page_bytes)) // page_bytes
     if pages >= longest:
         return pages, max_model_len
     if config.max_model_len:
@@ -39,8 +86,19 @@ def fit_pool(config: EngineConfig, max_model_len: int, page_bytes: int) -> tuple
     return pages, max(pages, 1) * config.block_size
 
 
+def pool_share(device: torch.device, ranks: int = 1) -> int:
+    """Bytes that a pool may take unasked: much of a GPU, which is one rank's alone, and a third of free memory, which
+    ranks share."""
+    return device_bytes(device) * 9 // 10 if device.type == "cuda" else available_bytes() // 3 // ranks
+
+
+def device_bytes(device: torch.device) -> int:
+    """Free memory there."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
+
+
 def available_bytes() -> int:
-    """Memory that can be taken without swapping (Linux MemAvailable)."""
+    """Host memory that can be taken without swapping (Linux MemAvailable)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

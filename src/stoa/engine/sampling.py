@@ -71,7 +71,8 @@ def sample(
     """
     seqs = [seq for seq, _ in wanted]
     if any(_is_shaped(s) for s in seqs):
-        rows: NDArray[np.float32] = logits.numpy()
+        host = logits.cpu()  # itself, where it is there already
+        rows: NDArray[np.float32] = host.numpy()
         raw = [
             _log_softmax(row) if s.params.logprobs is not None else None
             for row, s in zip(rows, seqs, strict=True)
@@ -81,6 +82,8 @@ def sample(
                 _shape(row, seq, end_tokens)
             except InvalidRequest as error:
                 seq.failure = error
+        if host is not logits:
+            logits.copy_(host)
     else:
         raw = [None] * len(seqs)
     tokens = kernels.draw(logits, [_drawing(seq, position) for seq, position in wanted])

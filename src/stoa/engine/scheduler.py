@@ -122,6 +122,16 @@ class Scheduler:
         plan.preempted = self.preemptions != preemptions
         return plan
 
+    def shrink(self, rows: int) -> Sequence | None:
+        """A step of `rows` rows found no memory: steps have half as many from now on, and the sequence that gives way
+        first is preempted. Returns it if it was alone, with a row no step can do without."""
+        self.max_batch_tokens = max(1, rows // 2)
+        victim = self._victim()
+        if rows == 1:
+            return victim
+        self._preempt(victim)
+        return None
+
     def computed(self, seq: Sequence, count: int) -> None:
         """`count` more tokens of `seq` have their keys and values in its pages now."""
         seq.num_computed += count

@@ -49,7 +49,7 @@ def pack(kernels: Kernels, linear: Any, pairs: list[LoraPair | None]) -> Any:
     size = kernels.adapter_nbytes([linear], [ranks])
     dst = torch.full((size + 4096,), 0xFF, dtype=torch.uint8)  # NaN bytes around: none may get in
     _pools.append(dst)
-    return kernels.pack_adapter([linear], [pairs], dst[:size])
+    return kernels.stage_adapter([linear], [pairs])(dst[:size])
 
 
 # (k, splits, bias): whole strips, odd everything, narrow parts, wide

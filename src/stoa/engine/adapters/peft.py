@@ -20,7 +20,7 @@ from stoa.engine.adapters.names import WEIGHTS_FILE, Key
 from stoa.engine.adapters.targets import LoraShape, resolve
 from stoa.engine.adapters.weights import Tensor, check_pair, list_tensors, map_weights, pair_up
 from stoa.engine.model.config import ModelConfig
-from stoa.errors import InvalidAdapter
+from stoa.errors import InvalidAdapter, StoaError
 
 if TYPE_CHECKING:
     from stoa.engine.kernels.interface import LoraPair
@@ -81,6 +81,14 @@ def load_pairs(spec: AdapterSpec, *, expected_id: str | None = None) -> dict[Key
         key: LoraPair(a=whole(a), b=whole(b), scale=spec.modules[key].scale)
         for key, (a, b) in spec.tensors.items()
     }
+
+
+def load_adapter(folder: Path, content_id: str, model: ModelConfig, *, max_rank: int) -> dict[Key, LoraPair]:
+    """What the folder holds, if it is what `content_id` names. Raises a StoaError with code `invalid_adapter`."""
+    try:
+        return load_pairs(read_adapter(folder, model, max_rank=max_rank), expected_id=content_id)
+    except OSError as error:
+        raise StoaError(f"adapter folder cannot be read: {error}", code="invalid_adapter") from error
 
 
 def _content_id(weights: hashlib._Hash, shapes: Mapping[Key, LoraShape]) -> str:

@@ -1,7 +1,7 @@
 """Arithmetic of the forward pass: one boundary (`interface.py`), one truth (`reference.py`), and fast twins.
 
 `cpu.py` prepares structures for the C code in `csrc/`; `library.py` finds the compiled library and what the
-machine has. Importing this package does not import torch.
+machine has. `cuda/` holds the Triton kernels. Importing this package imports neither torch nor Triton.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from stoa.engine.kernels.library import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from stoa.engine.kernels.interface import Kernels
@@ -32,8 +34,17 @@ __all__ = [
 ]
 
 
-def load_kernels(dtype: torch.dtype, *, threads: int | None = None, isa: str | None = None) -> Kernels:
-    """The fastest kernels there are. `isa` forces a path: one of `available_isas()` or "torch"."""
+def load_kernels(
+    dtype: torch.dtype, *, device: str = "cpu", threads: int | None = None, isa: str | None = None,
+    cache: Path | None = None,
+) -> Kernels:  # fmt: skip
+    """The fastest kernels there are on `device`, "cpu" or "cuda". `isa` forces a path of the CPU: one of
+    `available_isas()` or "torch". `cache`: folder where measurements of a GPU's kernels are kept. Raises ConfigError
+    where the device cannot be used."""
+    if device == "cuda":
+        from stoa.engine.kernels.cuda import load_cuda
+
+        return load_cuda(dtype, cache)
     from stoa.engine.kernels.reference import TorchKernels
 
     if isa == "torch" or missing_reason():

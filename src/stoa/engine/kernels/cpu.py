@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_int
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from stoa.engine.kernels.structs import (
     Segments,
 )
 
+if TYPE_CHECKING:
+    from stoa.engine.parallel.group import Group
+
 LANE_BYTES = 4
 LANE_ALIGN = 16  # lanes of a weight are filled up to this many (an AMX tile's rows)
 SLACK_BYTES = 64  # vector loads may read this far beyond an adapter's last strip
@@ -43,6 +47,7 @@ class CpuKernels:
     """Implements `interface.Kernels`. `isa` is one of `library.ISAS` that this machine has."""
 
     owns_threads = True
+    device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype, *, threads: int, isa: str) -> None:
         self.dtype = dtype
@@ -139,7 +144,12 @@ class CpuKernels:
                 total += strips * STRIP * columns * self.dtype.itemsize
         return total
 
-    def pack_adapter(
+    def stage_adapter(
+        self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]]
+    ) -> Callable[[Tensor], CpuAdapter]:
+        return functools.partial(self._lay_out, linears, pairs)
+
+    def _lay_out(
         self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]], dst: Tensor
     ) -> CpuAdapter:
         table = (LoraStruct * len(linears))()
@@ -242,6 +252,9 @@ class CpuKernels:
             self._ops, q.data_ptr(), out.data_ptr(), kv.data_ptr(), self._layout_of(layout), self._rows_of(rows),
             layer, q.shape[1] // layout.head_dim, window, scale,
         )  # fmt: skip
+
+    def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:
+        group.sum_into(partial, residual)
 
     # -- programs
 

@@ -5,19 +5,23 @@ adapter are adjacent too. Activations between ops are in the model's compute dty
 residual stream and logits are fp32. Every kernel keeps one reduction order per row: a row's result does
 not depend on which other rows are in the step.
 
-Implementations: `reference.TorchKernels` (the truth in tests; runs anywhere) and `cpu.CpuKernels` (C).
+Implementations: `reference.TorchKernels` (the truth in tests; runs anywhere), `cpu.CpuKernels` (C) and
+`cuda.CudaKernels` (Triton).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from stoa.engine.parallel.group import Group
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,10 @@ class LayerOps(Protocol):
         max(0, p - window + 1) … p (window 0 = all). Query head h reads KV head h // (Hq // Hkv)."""
         ...
 
+    def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:
+        """residual [T, H] += partial [T, H] of all ranks, in their order; both fp32. See `Group.sum_into`."""
+        ...
+
 
 Program = Callable[[int, Any, AttentionRows], None]  # does what was recorded on (count, lora, rows)
 
@@ -163,11 +171,16 @@ class Kernels(LayerOps, Protocol):
 
     @property
     def name(self) -> str:
-        """E.g. "torch", "cpu-amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-portable"."""
+        """E.g. "torch", "cpu-amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-portable", "cuda-sm90"."""
         ...
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, pages and activations lie."""
+        ...
 
     @property
     def owns_threads(self) -> bool:
@@ -188,15 +201,16 @@ class Kernels(LayerOps, Protocol):
 
     # -- adapters
     def adapter_nbytes(self, linears: Sequence[Linear], ranks: Sequence[Sequence[int]]) -> int:
-        """Pool bytes that pack_adapter needs; ranks[i][j] is the rank on part j of linears[i], 0 = absent."""
+        """Pool bytes that an adapter needs; ranks[i][j] is the rank on part j of linears[i], 0 = absent."""
         ...
 
-    def pack_adapter(
-        self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]], dst: Tensor
-    ) -> PackedAdapter:
-        """Lays `pairs` (same nesting as `ranks` above) out in dst: uint8 [adapter_nbytes], 64-byte aligned.
-        True bytes only: nothing is padded to another adapter's or layer's rank. Thread-safe; called off
-        the step loop. The order of `linears` is the index that `linear(…, index)` uses later."""
+    def stage_adapter(
+        self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]]
+    ) -> Callable[[Tensor], PackedAdapter]:
+        """Makes `pairs` (same nesting as `ranks` above) ready in host memory. What it returns lays them out in dst: uint8
+        [adapter_nbytes], 64-byte aligned, as often as it is called. True bytes only: nothing is padded to another
+        adapter's or layer's rank. Both are thread-safe, and called off the step loop. The order of `linears` is the
+        index that `linear(…, index)` uses later."""
         ...
 
     def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> Any:

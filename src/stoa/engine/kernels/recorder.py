@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_void_p
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear, Program
 from stoa.engine.kernels.structs import CallStruct
+
+if TYPE_CHECKING:
+    from stoa.engine.parallel.group import Group
 
 
 class Recorder:
@@ -56,3 +59,6 @@ class Recorder:
     ) -> None:  # fmt: skip
         pointers = (q, out, kv, self._layout_of(layout))
         self._note(self.ATTENTION, pointers, (layer, q.shape[1] // layout.head_dim, window), scale)
+
+    def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:
+        raise NotImplementedError("what C plays knows of no other ranks")

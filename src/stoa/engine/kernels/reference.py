@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 from stoa.engine.kernels.interface import AttentionRows, DrawRow, KVLayout, Linear, LoraPair, PackedAdapter
 from stoa.engine.kernels.quantize import BITS, dequantize, quantize_weight, round_inputs
+
+if TYPE_CHECKING:
+    from stoa.engine.parallel.group import Group
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class TorchKernels:
 
     name = "torch"
     owns_threads = False
+    device = torch.device("cpu")
 
     def recorder(self) -> None:
         """Nothing is gained by recording what torch does."""
@@ -93,7 +98,12 @@ class TorchKernels:
         )
         return elements * self.dtype.itemsize
 
-    def pack_adapter(
+    def stage_adapter(
+        self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]]
+    ) -> Callable[[Tensor], TorchAdapter]:
+        return functools.partial(self._lay_out, linears, pairs)
+
+    def _lay_out(
         self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]], dst: Tensor
     ) -> TorchAdapter:
         flat, at = dst.view(self.dtype), 0
@@ -225,6 +235,9 @@ class TorchKernels:
             hidden = behind < 0 if not window else (behind < 0) | (behind >= window)
             weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
             out[mine] = torch.einsum("hgtc,hcd->thgd", weights, values).reshape(-1, q.shape[1]).to(self.dtype)
+
+    def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:
+        group.sum_into(partial, residual)
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:

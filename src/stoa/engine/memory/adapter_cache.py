@@ -28,12 +28,23 @@ ModuleKeys = list[list[tuple[int, str]]]
 
 @dataclass
 class HostAdapter:
-    """An adapter read and checked, ready to be laid out. `pairs` is nested as the model's linears."""
+    """An adapter read and checked; `lay_out` puts it where it is told."""
 
-    pairs: list[list[LoraPair | None]]
+    lay_out: Callable[[Tensor], PackedAdapter]
     host_bytes: int
     pool_bytes: int
-    read_ns: int  # how long reading and checking took
+    read_ns: int = 0  # how long reading and checking took
+
+
+def stage(kernels: Kernels, linears: list[Linear], keys: ModuleKeys, pairs: Pairs) -> HostAdapter:
+    """`keys`: which of `pairs` goes where, nested as `linears`."""
+    nested = [[pairs.get(key) for key in group] for group in keys]
+    ranks = [[p.a.shape[0] if p else 0 for p in group] for group in nested]
+    return HostAdapter(
+        lay_out=kernels.stage_adapter(linears, nested),
+        host_bytes=sum(p.a.nbytes + p.b.nbytes for p in pairs.values()),
+        pool_bytes=kernels.adapter_nbytes(linears, ranks),
+    )
 
 
 @dataclass
@@ -46,6 +57,7 @@ class Resident:
     last_use: int = 0
     packed: PackedAdapter | None = None
     laying_out: Future[tuple[PackedAdapter, int]] | None = None
+    failure: StoaError | None = None  # another rank could not lay it out
     forgotten: bool = False
     load_ns: int = 0  # reading and laying out, until somebody has been charged for it
 
@@ -64,7 +76,10 @@ class AdapterCache:
         host_bytes: int,
         wakeup: threading.Event,
         loaders: int = 1,
+        elsewhere: Callable[[AdapterRef, int], Future[None]] | None = None,
     ) -> None:
+        """`elsewhere`: has other ranks lay the adapter out from that page on, and says when all of them have, or could
+        not. Until then it is not used and its pages are nobody else's."""
         self.pool = pool
         self.kernels = kernels
         self.linears = linears
@@ -72,6 +87,7 @@ class AdapterCache:
         self.read = read
         self.host_bytes = host_bytes
         self.wakeup = wakeup
+        self.elsewhere = elsewhere
         self.loads = 0
         self.evictions = 0
         self._threads = ThreadPoolExecutor(loaders, thread_name_prefix="adapter-loader")
@@ -118,11 +134,14 @@ class AdapterCache:
         of a failed read. After True, wait for `packed` before use.
         """
         resident = self._resident.get(ref.id)
+        if resident is not None and not resident.pins and self._is_settled(resident) and resident.failure:
+            self._drop(ref.id)  # it may go well this time
+            resident = None
         if resident is None:
             host = self._take_host(ref)
             if host is None:
                 return False
-            resident = self._place(ref.id, host)
+            resident = self._place(ref, host)
             if resident is None:
                 return False
         resident.pins += 1
@@ -137,13 +156,15 @@ class AdapterCache:
         return self._pages(host)
 
     def packed(self, adapter_id: str) -> PackedAdapter | None:
-        """The pinned adapter, or None while it is still being laid out."""
+        """The pinned adapter, or None while it is still being laid out. Raises the StoaError of another rank that cannot."""
         resident = self._resident[adapter_id]
-        if resident.packed is None and resident.laying_out is not None and resident.laying_out.done():
-            resident.packed, took_ns = resident.laying_out.result()
-            resident.load_ns += took_ns
-            resident.laying_out = None
+        if self._is_settled(resident) and resident.failure is not None:
+            raise resident.failure
         return resident.packed
+
+    def first_page(self, adapter_id: str) -> int:
+        """Of a pinned adapter. Other ranks know it by that."""
+        return self._resident[adapter_id].first_page
 
     def share_of(self, adapter_id: str) -> float:
         """Pool bytes of a pinned adapter, divided by the number of its pins."""
@@ -161,14 +182,12 @@ class AdapterCache:
         assert resident.pins > 0, "adapter unpinned twice"
         resident.pins -= 1
         resident.last_use = clock
-        if resident.forgotten and not resident.pins and self.packed(adapter_id) is not None:
+        if not resident.pins and self._is_settled(resident) and (resident.forgotten or resident.failure):
             self._drop(adapter_id)
 
     def oldest_idle(self) -> tuple[int, str] | None:
         """(last use, id) of the longest unused adapter that may be evicted."""
-        idle = [
-            (r.last_use, i) for i, r in self._resident.items() if not r.pins and self.packed(i) is not None
-        ]
+        idle = [(r.last_use, i) for i, r in self._resident.items() if not r.pins and self._is_settled(r)]
         return min(idle, default=None)
 
     def pages_of(self, adapter_id: str) -> int:
@@ -176,9 +195,7 @@ class AdapterCache:
 
     def idle_pages(self) -> int:
         """Pool pages that evicting every idle adapter would free."""
-        return sum(
-            r.num_pages for i, r in self._resident.items() if not r.pins and self.packed(i) is not None
-        )
+        return sum(r.num_pages for r in self._resident.values() if not r.pins and self._is_settled(r))
 
     def evict(self, adapter_id: str) -> None:
         self.evictions += 1
@@ -192,7 +209,7 @@ class AdapterCache:
         if resident is None:
             return
         resident.forgotten = True
-        if not resident.pins and self.packed(adapter_id) is not None:
+        if not resident.pins and self._is_settled(resident):
             self._drop(adapter_id)
 
     def close(self) -> None:
@@ -240,7 +257,18 @@ class AdapterCache:
     def _pages(self, host: HostAdapter) -> int:
         return -(-host.pool_bytes // self.pool.page_bytes)
 
-    def _place(self, adapter_id: str, host: HostAdapter) -> Resident | None:
+    def _is_settled(self, resident: Resident) -> bool:
+        """Nobody writes to its pages any more: it is laid out, or could not be."""
+        if resident.laying_out is not None and resident.laying_out.done():
+            laying_out, resident.laying_out = resident.laying_out, None
+            try:
+                resident.packed, took_ns = laying_out.result()
+                resident.load_ns += took_ns
+            except StoaError as error:
+                resident.failure = error
+        return resident.laying_out is None
+
+    def _place(self, ref: AdapterRef, host: HostAdapter) -> Resident | None:
         pages = self._pages(host)
         if pages > self.pool.num_pages:
             raise OutOfMemory(
@@ -251,16 +279,21 @@ class AdapterCache:
         if first is None:
             return None
         dst = self.pool.run_bytes(first, host.pool_bytes)
-        future = self._threads.submit(self._lay_out, host, dst)
+        future = self._threads.submit(self._lay_out, ref, host, first, dst)
         future.add_done_callback(lambda _: self.wakeup.set())
         resident = Resident(first, pages, laying_out=future, load_ns=host.read_ns)
         host.read_ns = 0  # from now on it is in memory
-        self._resident[adapter_id] = resident
+        self._resident[ref.id] = resident
         return resident
 
-    def _lay_out(self, host: HostAdapter, dst: Tensor) -> tuple[PackedAdapter, int]:
+    def _lay_out(
+        self, ref: AdapterRef, host: HostAdapter, first_page: int, dst: Tensor
+    ) -> tuple[PackedAdapter, int]:
         started = time.perf_counter_ns()
-        packed = self.kernels.pack_adapter(self.linears, host.pairs, dst)
+        others = self.elsewhere(ref, first_page) if self.elsewhere is not None else None
+        packed = host.lay_out(dst)
+        if others is not None:
+            others.result()
         return packed, time.perf_counter_ns() - started
 
     def _drop(self, adapter_id: str) -> None:
@@ -269,14 +302,6 @@ class AdapterCache:
 
     def _read(self, ref: AdapterRef) -> HostAdapter:
         started = time.perf_counter_ns()
-        try:
-            pairs = self.read(ref)
-        except StoaError:
-            raise
-        except OSError as error:
-            raise StoaError(f"adapter folder cannot be read: {error}", code="invalid_adapter") from error
-        nested = [[pairs.get(key) for key in group] for group in self.keys]
-        ranks = [[p.a.shape[0] if p else 0 for p in group] for group in nested]
-        size = sum(p.a.nbytes + p.b.nbytes for p in pairs.values())
-        pool_bytes = self.kernels.adapter_nbytes(self.linears, ranks)
-        return HostAdapter(nested, size, pool_bytes, time.perf_counter_ns() - started)
+        host = stage(self.kernels, self.linears, self.keys, self.read(ref))
+        host.read_ns = time.perf_counter_ns() - started
+        return host

@@ -16,15 +16,20 @@ from stoa.errors import OutOfMemory
 class PagePool:
     """`num_pages` pages of `page_bytes`. Single pages come from the low end, runs from the high end.
 
-    The memory is reserved, not touched: a page costs physical memory once it is first written.
+    Host memory is reserved, not touched: a page costs physical memory once it is first written. A GPU's is taken.
     """
 
-    def __init__(self, num_pages: int, page_bytes: int) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_bytes: int,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> None:
         if num_pages < 1:
             raise OutOfMemory(f"the pool holds no page of {page_bytes} bytes; raise pool_gib")
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        self.arena = _reserve(num_pages * page_bytes)
+        self.arena = _reserve(num_pages * page_bytes, device)
         self._free = np.ones(num_pages, dtype=bool)
         self._lowest = list(range(num_pages))  # heap; may name pages that a run has taken since
         self.num_free = num_pages
@@ -68,12 +73,15 @@ class PagePool:
         return self.arena[start : start + nbytes]
 
 
-def _reserve(nbytes: int) -> Tensor:
+def _reserve(nbytes: int, device: torch.device) -> Tensor:
+    """uint8 [nbytes]. Raises OutOfMemory."""
     try:
+        if device.type != "cpu":
+            return torch.empty(nbytes, dtype=torch.uint8, device=device)
         memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, torch.OutOfMemoryError):
         raise OutOfMemory(
-            f"a pool of {nbytes} bytes cannot be had; lower pool_gib", param="pool_gib"
+            f"a pool of {nbytes} bytes cannot be had on {device}; lower pool_gib", param="pool_gib"
         ) from None
     with contextlib.suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stoa.engine.kernels.interface import AttentionRows, Kernels, KVLayout, LayerOps, Linear, Program
 from stoa.engine.model.config import ModelConfig
 from stoa.engine.model.rope import rope_table
-from stoa.engine.model.source import Source, build_from
+from stoa.engine.model.source import Part, Source, build_from
+from stoa.engine.parallel.shards import Shards
+
+if TYPE_CHECKING:
+    from stoa.engine.parallel.group import Group
 
 # Linear layers that read the same input run as one; an adapter is laid out in this order.
 GROUPS: tuple[tuple[str, ...], ...] = (
@@ -38,14 +43,21 @@ class Layer:
 class _Buffers:
     """Activations of up to `rows` rows. What a step leaves here, the next one overwrites."""
 
-    def __init__(self, c: ModelConfig, dtype: torch.dtype, rows: int) -> None:
-        self.residual = torch.empty(rows, c.hidden_size, dtype=torch.float32)
-        self.x = torch.empty(rows, c.hidden_size, dtype=dtype)
-        self.qkv = torch.empty(rows, c.q_size + 2 * c.kv_size, dtype=dtype)
-        self.q = torch.empty(rows, c.q_size, dtype=dtype)
-        self.attended = torch.empty(rows, c.q_size, dtype=dtype)
-        self.gate_up = torch.empty(rows, 2 * c.intermediate_size, dtype=dtype)
-        self.gated = torch.empty(rows, c.intermediate_size, dtype=dtype)
+    def __init__(self, c: ModelConfig, kernels: Kernels, rows: int, *, parted: bool = False) -> None:
+        """`parted`: sums of a layer are in parts, on several ranks."""
+
+        def empty(width: int, dtype: torch.dtype = kernels.dtype) -> Tensor:
+            return torch.empty(rows, width, dtype=dtype, device=kernels.device)
+
+        self.residual = empty(c.hidden_size, torch.float32)
+        self.x = empty(c.hidden_size)
+        self.qkv = empty(c.q_size + 2 * c.kv_size)
+        self.q = empty(c.q_size)
+        self.attended = empty(c.q_size)
+        self.gate_up = empty(2 * c.intermediate_size)
+        self.gated = empty(c.intermediate_size)
+        if parted:
+            self.partial = empty(c.hidden_size, torch.float32)
 
     def first(self, rows: int) -> _Buffers:
         part = object.__new__(_Buffers)
@@ -54,20 +66,27 @@ class _Buffers:
 
 
 class Decoder:
-    """Weights packed for `kernels`; `forward` runs one step's rows through all layers."""
+    """Weights packed for `kernels`; `forward` runs one step's rows through all layers.
+
+    With `shards` of several ranks these are one rank's, and all ranks must make the same steps together. `group` is
+    then set before the first.
+    """
 
     def __init__(
         self, config: ModelConfig, kernels: Kernels, folder: Path, max_positions: int, *, bits: int = 16,
-        cache: Path | None = None,
+        cache: Path | None = None, shards: Shards | None = None,
     ) -> None:  # fmt: skip
         """`cache`: where packed weights are kept, for the next start to map."""
-        self.config = config
+        self.shards = s = shards or Shards(config)
+        self.config = s.local
+        self.group: Group | None = None
         self.kernels = kernels
+        share = f", rank {s.rank} of {s.size}" if s.size > 1 else ""
         weights, self.writer = build_from(
-            lambda source: _read(config, source, bits), folder, kernels, bits, cache
+            lambda source: _read(s, source, bits), folder, kernels, bits, cache, share
         )  # `writer`: the thread that writes to `cache`, if one does
         self.layers, self.embedding, self.lm_head, self.final_norm = weights
-        self.rope = rope_table(config.rope, config.head_dim, max_positions)
+        self.rope = rope_table(config.rope, config.head_dim, max_positions).to(kernels.device)
         self._buffers: _Buffers | None = None
         self._program: Program | None = None  # the layers' calls on `_buffers`, where kernels can play them
         self.linears: list[Linear] = [g for layer in self.layers for g in layer.groups] + [self.lm_head]
@@ -82,6 +101,26 @@ class Decoder:
         keys = [[(i, m) for m in group] for i in range(self.config.num_layers) for group in GROUPS]
         return [*keys, [(LM_HEAD_LAYER, "lm_head")]]
 
+    def rehearse(self, rows: int, seqs: int, layout: KVLayout) -> None:
+        """On a GPU, makes the largest step there can be, on nothing: afterwards all memory that steps need is taken."""
+        device = self.kernels.device
+        if device.type == "cpu":
+            return
+        self._make_buffers(rows)
+        kv = torch.zeros(layout.page_bytes, dtype=torch.uint8, device=device)
+        nothing = AttentionRows(
+            query_start=np.asarray([0, rows], dtype=np.int32),
+            context_len=np.asarray([1], dtype=np.int32),
+            block_table=np.zeros((1, 1), dtype=np.int32),
+            positions=np.zeros(rows, dtype=np.int32),
+            slots=np.full(rows, -1, dtype=np.int64),
+        )
+        assert self._buffers is not None
+        self._buffers.residual.zero_()
+        self._layers(self.kernels, self._buffers, nothing, None, kv, layout)
+        self.logits(self._buffers.x[: min(seqs, rows)], None)
+        torch.cuda.synchronize(device)
+
     def forward(
         self, token_ids: Tensor, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout
     ) -> Tensor:
@@ -91,10 +130,13 @@ class Decoder:
         """
         T, k = token_ids.shape[0], self.kernels
         if self._buffers is None or len(self._buffers.residual) < T:
-            self._buffers, self._program = _Buffers(self.config, k.dtype, T), None
+            self._make_buffers(T)
         b = self._buffers
+        assert b is not None
         b.residual[:T].copy_(self.embedding.index_select(0, token_ids))
-        recorder = k.recorder() if self._program is None else None
+        # What C plays knows of no other ranks.
+        plays = self.shards.size == 1 or k.device.type != "cpu"
+        recorder = k.recorder() if plays and self._program is None else None
         if recorder is not None:
             self._layers(recorder, b, rows, None, kv, layout)
             self._program = recorder.program()
@@ -117,37 +159,61 @@ class Decoder:
             k.rope_append(b.qkv, b.q, self.rope, kv, layout, i, rows,
                           q_norm=layer.q_norm, k_norm=layer.k_norm, eps=c.rms_eps)  # fmt: skip
             k.attention(b.q, b.attended, kv, layout, i, rows, scale=scale, window=layer.window)
-            k.linear(b.attended, w_o, b.residual, lora=lora, index=at + 1, accumulate=True)
+            self._add(k, b.attended, w_o, b, lora, at + 1)
             k.rms_norm(b.residual, layer.post_norm, c.rms_eps, b.x)
             k.linear(b.x, w_gate_up, b.gate_up, lora=lora, index=at + 2)
             k.silu_mul(b.gate_up, b.gated)
-            k.linear(b.gated, w_down, b.residual, lora=lora, index=at + 3, accumulate=True)
+            self._add(k, b.gated, w_down, b, lora, at + 3)
         k.rms_norm(b.residual, self.final_norm, c.rms_eps, b.x)
 
+    def _add(self, k: LayerOps, x: Tensor, w: Linear, b: _Buffers, lora: Any, index: int) -> None:
+        """To the residual: what the linear makes of x, or of all ranks' x."""
+        if self.shards.size == 1:
+            k.linear(x, w, b.residual, lora=lora, index=index, accumulate=True)
+            return
+        assert self.group is not None
+        k.linear(x, w, b.partial, lora=lora, index=index)
+        k.add_reduced(b.partial, b.residual, self.group)
+
+    def _make_buffers(self, rows: int) -> None:
+        self._buffers = _Buffers(self.config, self.kernels, rows, parted=self.shards.size > 1)
+        self._program = None
+
     def logits(self, hidden: Tensor, lora: Any) -> Tensor:
-        """hidden: [n, H] -> [n, V] fp32; `lora` covers these n rows."""
-        out = torch.empty(hidden.shape[0], self.config.vocab_size, dtype=torch.float32)
+        """hidden: [n, H] -> [n, V] fp32; `lora` covers these n rows. Ranks but the first get their own columns only."""
+        shape = (hidden.shape[0], self.config.vocab_size)
+        out = torch.empty(shape, dtype=torch.float32, device=hidden.device)
         self.kernels.linear(hidden, self.lm_head, out, lora=lora, index=len(self.linears) - 1)
-        return out
+        return out if self.group is None else self.group.gather_columns(out, self.shards.widths())
+
+    def reserve(self, sampled: int) -> None:
+        """Before other ranks hear of a step in which so many rows are sampled: is there memory for what it makes on a GPU?
+        (The rest has been taken by `rehearse`.) Raises torch.OutOfMemoryError."""
+        c, device = self.config, self.kernels.device
+        if self.group is None or device.type == "cpu":
+            return
+        own = sampled * (c.hidden_size * self.kernels.dtype.itemsize + c.vocab_size * 4)
+        torch.empty(
+            own + self.group.gathering_bytes(sampled, self.shards.widths()), dtype=torch.uint8, device=device
+        )  # kept by torch for what comes next
 
 
-def _read(config: ModelConfig, source: Source, bits: int) -> tuple[list[Layer], Tensor, Linear, Tensor]:
+def _read(shards: Shards, source: Source, bits: int) -> tuple[list[Layer], Tensor, Linear, Tensor]:
     """Layers, embedding table, output head, final norm."""
-    c = config
+    c = shards.model
     layers = []
     for i in range(c.num_layers):
         source.release()
-        layers.append(_layer(c, source, i, bits))
-    shape = c.linear_shapes()["lm_head"]
+        layers.append(_layer(shards, source, i, bits))
     table = "model.embed_tokens.weight"
     head = table if c.tied_embeddings else "lm_head.weight"
-    embedding = source.table(table, shape)
-    lm_head = source.linear([head], (shape[0],), shape[1], [None], max(bits, 8))
+    embedding = source.table(table, (c.vocab_size, c.hidden_size))
+    lm_head = source.linear([_part(shards, "lm_head", head, None)], max(bits, 8))
     return layers, embedding, lm_head, source.vector("model.norm.weight", c.hidden_size)
 
 
-def _layer(config: ModelConfig, source: Source, i: int, bits: int) -> Layer:
-    c, prefix = config, f"model.layers.{i}."
+def _layer(shards: Shards, source: Source, i: int, bits: int) -> Layer:
+    c, prefix = shards.model, f"model.layers.{i}."
     norms = [
         source.vector(f"{prefix}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
         for name in ("q_norm", "k_norm")
@@ -157,17 +223,23 @@ def _layer(config: ModelConfig, source: Source, i: int, bits: int) -> Layer:
         post_norm=source.vector(prefix + "post_attention_layernorm.weight", c.hidden_size),
         q_norm=norms[0],
         k_norm=norms[1],
-        groups=tuple(_group(c, source, prefix, modules, bits) for modules in GROUPS),
+        groups=tuple(_group(shards, source, prefix, modules, bits) for modules in GROUPS),
         window=c.windows[i],
     )
 
 
-def _group(config: ModelConfig, source: Source, prefix: str, modules: tuple[str, ...], bits: int) -> Linear:
-    shapes = config.linear_shapes()
-    names = [prefix + ("self_attn." if m in _ATTENTION else "mlp.") + m for m in modules]
-    biases = [f"{n}.bias" if _has_bias(config, m) else None for n, m in zip(names, modules, strict=True)]
-    splits = tuple(shapes[m][0] for m in modules)
-    return source.linear([f"{n}.weight" for n in names], splits, shapes[modules[0]][1], biases, bits)
+def _group(shards: Shards, source: Source, prefix: str, modules: tuple[str, ...], bits: int) -> Linear:
+    parts = []
+    for module in modules:
+        name = prefix + ("self_attn." if module in _ATTENTION else "mlp.") + module
+        has_bias = _has_bias(shards.model, module) and shards.adds_bias(module)
+        parts.append(_part(shards, module, f"{name}.weight", f"{name}.bias" if has_bias else None))
+    return source.linear(parts, bits)
+
+
+def _part(shards: Shards, module: str, weight: str, bias: str | None) -> Part:
+    cut = shards.cut(module)
+    return Part(weight, bias, shards.model.linear_shapes()[module], cut.rows, cut.columns)
 
 
 def _has_bias(config: ModelConfig, module: str) -> bool:

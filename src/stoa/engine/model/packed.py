@@ -28,7 +28,7 @@ _FIRST = 4096  # where the tensors begin is a multiple of this
 _WRITE_BYTES = 1 << 24
 _SPARE = 2  # times the file's size must be free on disk
 _MADV_POPULATE_READ = 22
-_CODE = ("kernels", "model")  # rooms whose files decide what a packed weight looks like
+_CODE = ("kernels", "model", "parallel")  # rooms whose files decide what a packed weight looks like
 
 
 class PackedFile:

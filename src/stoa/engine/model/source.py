@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,6 +18,25 @@ from stoa.engine.model.weights import Checkpoint
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of one matrix of a linear: these rows and columns of the checkpoint's `weight` [shape], those rows of its `bias`."""
+
+    weight: str
+    bias: str | None
+    shape: tuple[int, int]
+    rows: slice
+    columns: slice
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def k(self) -> int:
+        return int(self.columns.stop - self.columns.start)
+
+
 class Source(Protocol):
     """Names are those of the checkpoint's tensors."""
 
@@ -28,10 +48,8 @@ class Source(Protocol):
         """In the compute dtype, contiguous."""
         ...
 
-    def linear(
-        self, weights: Sequence[str], splits: tuple[int, ...], k: int, biases: Sequence[str | None], bits: int
-    ) -> Linear:
-        """Of weights [splits[i], k] and biases [splits[i]], their outputs side by side."""
+    def linear(self, parts: Sequence[Part], bits: int) -> Linear:
+        """Their outputs side by side."""
         ...
 
     def release(self) -> None:
@@ -49,27 +67,27 @@ class FromCheckpoint:
         self.made: dict[str, Tensor] = {}
 
     def vector(self, name: str, size: int) -> Tensor:
-        return self._note(name, self.checkpoint.get(name, (size,)).float().contiguous())
+        return self._note(
+            name, self.checkpoint.get(name, (size,)).float().contiguous().to(self.kernels.device)
+        )
 
     def table(self, name: str, shape: tuple[int, int]) -> Tensor:
         # copy: the mapped file must be free to vanish once loading is done
-        table = self.checkpoint.get(name, shape).to(self.kernels.dtype, copy=True)
+        table = self.checkpoint.get(name, shape).to(self.kernels.device, self.kernels.dtype, copy=True)
         return self._note(f"{name}.table", table)
 
-    def linear(
-        self, weights: Sequence[str], splits: tuple[int, ...], k: int, biases: Sequence[str | None], bits: int
-    ) -> Linear:
-        read = [self.checkpoint.get(name, (n, k)) for name, n in zip(weights, splits, strict=True)]
+    def linear(self, parts: Sequence[Part], bits: int) -> Linear:
+        read = [self.checkpoint.get(p.weight, p.shape, (p.rows, p.columns)) for p in parts]
         added = [
-            None if name is None else self.checkpoint.get(name, (n,)).float()
-            for name, n in zip(biases, splits, strict=True)
+            None if p.bias is None else self.checkpoint.get(p.bias, p.shape[:1], (p.rows,)).float()
+            for p in parts
         ]
         linear = self.kernels.pack_linear(read, added, bits)
         if self.keeper is not None:
             data, bias = self.keeper.parts(linear)
-            self._note(f"{weights[0]}.packed", data)
+            self._note(f"{parts[0].weight}.packed", data)
             if bias is not None:
-                self._note(f"{weights[0]}.packed.bias", bias)
+                self._note(f"{parts[0].weight}.packed.bias", bias)
         return linear
 
     def release(self) -> None:
@@ -99,15 +117,17 @@ class FromPacked:
     def table(self, name: str, shape: tuple[int, int]) -> Tensor:
         return self._get(f"{name}.table", self.kernels.dtype, shape)
 
-    def linear(
-        self, weights: Sequence[str], splits: tuple[int, ...], k: int, biases: Sequence[str | None], bits: int
-    ) -> Linear:
-        name = f"{weights[0]}.packed"
+    def linear(self, parts: Sequence[Part], bits: int) -> Linear:
+        name = f"{parts[0].weight}.packed"
         data, bias = self.file.get(name), self.file.get(f"{name}.bias")
-        if data is None or (bias is None) != all(b is None for b in biases):
+        if data is None or (bias is None) != all(p.bias is None for p in parts):
             raise Unfit(name)
         linear = self.keeper.linear(
-            data, bias.view(torch.float32) if bias is not None else None, k, splits, bits
+            data,
+            bias.view(torch.float32) if bias is not None else None,
+            parts[0].k,
+            tuple(p.n for p in parts),
+            bits,
         )
         if linear is None:
             raise Unfit(name)
@@ -124,15 +144,21 @@ class FromPacked:
 
 
 def build_from(
-    build: Callable[[Source], T], folder: Path, kernels: Kernels, bits: int, cache: Path | None
+    build: Callable[[Source], T],
+    folder: Path,
+    kernels: Kernels,
+    bits: int,
+    cache: Path | None,
+    share: str = "",
 ) -> tuple[T, threading.Thread | None]:
     """What `build` makes of packed weights kept in `cache`, where they are those of the folder, else of the folder's own,
-    and the thread that then keeps these for the next time. Raises InvalidModel or UnsupportedModel."""
+    and the thread that then keeps these for the next time. `share`: which of the weights `build` asks for. Raises
+    InvalidModel or UnsupportedModel."""
     keeper = kernels.keeper() if cache is not None else None
     if keeper is None or cache is None:
         with Checkpoint(folder) as checkpoint:
             return build(FromCheckpoint(checkpoint, kernels, None)), None
-    form = f"{keeper.form}, {bits} bits"
+    form = f"{keeper.form}, {bits} bits{share}"
     path, origin = packed_path(folder, cache, form), made_from(folder, form)
     packed = open_packed(path, origin)
     if packed is not None:

@@ -40,8 +40,8 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
-    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor, any float dtype. Raises InvalidModel if missing, misshapen or not finite."""
+    def get(self, name: str, shape: tuple[int, ...], part: tuple[slice, ...] = ()) -> Tensor:
+        """That part of the tensor, any float dtype. Raises InvalidModel if it is missing, misshapen or not finite."""
         if name not in self._where:
             raise InvalidModel(f"{self.folder} has no tensor {name!r}")
         try:
@@ -54,6 +54,7 @@ class Checkpoint:
             )
         if tensor.dtype not in _FLOATS:
             raise UnsupportedModel(f"tensor {name!r} is {tensor.dtype}; accepted: bf16, fp16, fp32")
+        tensor = tensor[part].contiguous() if part else tensor
         if not all_finite(tensor, pooled=True):
             raise InvalidModel(f"tensor {name!r} holds NaN or infinite values")
         return tensor

@@ -1,0 +1,37 @@
+"""The Triton kernels for NVIDIA GPUs, behind `interface.Kernels`.
+
+    kernels.py      what runs when; the room's front door
+    linear.py       y = x Wᵀ, plain and quantized (quantized.py)
+    lora.py         batched LoRA: shrink and expand over segments of rows (segments.py)
+    attention.py    paged attention; rope.py puts keys and values into pages
+    elementwise.py  norms and gates; draw.py chooses tokens
+    program.py      a decode step's launches as a CUDA graph
+    step.py         a step's numbers on their way to the GPU; scratch.py: memory between kernels
+    staging.py      adapters on their way there
+    tuning.py       what is measured once and kept; device.py: which GPU, or why none
+
+Without a GPU all of it runs in Triton's interpreter (TRITON_INTERPRET=1), slowly: that is how tests see it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from stoa.engine.kernels.cuda.device import find_gpu
+
+if TYPE_CHECKING:
+    from stoa.engine.kernels.cuda.kernels import CudaKernels
+
+
+def load_cuda(dtype: torch.dtype, cache: Path | None) -> CudaKernels:
+    """Raises ConfigError where no GPU can be used. `cache`: folder where measurements are kept."""
+    gpu = find_gpu()  # before Triton is imported: it may not be there
+    from stoa.engine.kernels.cuda.kernels import CudaKernels
+    from stoa.engine.kernels.cuda.tuning import Tuning, cold_timer
+
+    timer = cold_timer(gpu.device) if gpu.device.type == "cuda" else None
+    path = cache / "gpu-tuning.json" if cache is not None else None
+    return CudaKernels(dtype, gpu, Tuning(path, gpu.name, timer))

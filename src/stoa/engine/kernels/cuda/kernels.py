@@ -1,0 +1,185 @@
+"""All arithmetic of the forward pass on an NVIDIA GPU, behind `interface.Kernels`.
+
+This file says which kernel runs and keeps the memory that kernels share; each kind has a file of its own. Everything is
+started on the current stream in the order of the calls, so memory may be used again by the next call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stoa.engine.kernels.cuda import attention, draw, elementwise, lora, rope
+from stoa.engine.kernels.cuda import linear as dense
+from stoa.engine.kernels.cuda.device import Gpu
+from stoa.engine.kernels.cuda.launch import Launch, direct
+from stoa.engine.kernels.cuda.linear import CudaLinear
+from stoa.engine.kernels.cuda.program import Recorder
+from stoa.engine.kernels.cuda.scratch import Scratch
+from stoa.engine.kernels.cuda.segments import CudaAdapter, DeviceSegments, Segments
+from stoa.engine.kernels.cuda.staging import Stager
+from stoa.engine.kernels.cuda.step import DeviceRows, upload_rows
+from stoa.engine.kernels.cuda.tuning import Tuning
+from stoa.engine.kernels.interface import AttentionRows, DrawRow, KVLayout, Linear, LoraPair, PackedAdapter
+
+if TYPE_CHECKING:
+    from stoa.engine.parallel.group import Group
+
+
+class CudaKernels:
+    """Implements `interface.Kernels`."""
+
+    owns_threads = False
+
+    def __init__(self, dtype: torch.dtype, gpu: Gpu, tuning: Tuning, launch: Launch = direct) -> None:
+        self.dtype = dtype
+        self.device = gpu.device
+        self.name = f"cuda-sm{gpu.capability[0]}{gpu.capability[1]}"
+        self.launch = launch
+        self.scratch = Scratch(gpu)
+        self._tuning = tuning
+        self._rows: tuple[AttentionRows, int, DeviceRows] | None = None
+        self._stager = Stager(gpu.device)
+
+    # -- weights
+
+    def pack_linear(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bits: int = 16
+    ) -> CudaLinear:
+        packed = dense.pack_linear(weights, biases, bits, self.dtype, self.device)
+        self.scratch.serve(packed)
+        return packed
+
+    def keeper(self) -> None:
+        """Weights lie as in the model's files, or are quantized in a moment."""
+
+    # -- adapters
+
+    def adapter_nbytes(self, linears: Sequence[Linear], ranks: Sequence[Sequence[int]]) -> int:
+        return lora.adapter_nbytes(linears, ranks, self.dtype)
+
+    def stage_adapter(
+        self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]]
+    ) -> Callable[[Tensor], CudaAdapter]:
+        ranks = [[0 if pair is None else pair.a.shape[0] for pair in group] for group in pairs]
+        host = self._stager.room(self.adapter_nbytes(linears, ranks))
+        lora.lay_out(linears, pairs, self.dtype, host)
+        return functools.partial(self._bring, host, ranks)
+
+    def _bring(self, host: Tensor, ranks: list[list[int]], dst: Tensor) -> CudaAdapter:
+        self._stager.copy(host, dst)
+        self.scratch.expect(ranks)
+        return CudaAdapter(dst.data_ptr(), dst.numel())
+
+    def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> Segments:
+        return Segments(starts, adapters)  # type: ignore[arg-type]
+
+    # -- one layer's work
+
+    def linear(
+        self, x: Tensor, w: Any, out: Tensor, *, lora: Any = None, index: int = 0, accumulate: bool = False
+    ) -> None:
+        segments = lora.sent(self.device) if isinstance(lora, Segments) else lora
+        delta = None
+        if segments is not None and self.scratch.adapted(index):
+            delta = self._lora(x, w, out, segments, index, accumulate=accumulate)
+        tile = self._tuning.choose(
+            "linear",
+            (w.n, w.k, w.bits, str(self.dtype), dense.row_class(x.shape[0])),
+            dense.candidates(w, x.shape[0]),
+            lambda tile: self._dense(x, w, torch.empty_like(out), tile, None, None, accumulate=accumulate),
+        )
+        adapted = segments.adapted if delta is not None else None
+        self._dense(x, w, out, tile, delta, adapted, accumulate=accumulate)
+
+    def _dense(
+        self, x: Tensor, w: CudaLinear, out: Tensor, tile: dense.Tile, delta: Tensor | None, adapted: Tensor | None,
+        *, accumulate: bool,
+    ) -> None:  # fmt: skip
+        dense.linear(
+            self.launch, x, w, out, tile=tile, delta=delta, has_delta=adapted, accumulate=accumulate,
+            workspace=self.scratch.partials(x.shape[0]),
+        )  # fmt: skip
+
+    def _lora(
+        self, x: Tensor, w: CudaLinear, out: Tensor, segments: DeviceSegments, index: int, *, accumulate: bool
+    ) -> Tensor | None:
+        """Adds to `out` if that is what is wanted, else returns what is to be added: fp32, of the rows with an adapter."""
+        rows = x.shape[0]
+        h = self.scratch.shrunk(lora.pieces(w.k)[0], rows)
+        target = out if accumulate else self.scratch.delta(rows, w.n)
+        lora.shrink(self.launch, x, len(w.splits), index, segments, h)
+        key = (w.k, w.splits, str(self.dtype), dense.row_class(segments.num_tiles))
+        spare = self.scratch.delta(rows, w.n)
+
+        def run(how: lora.Expand, target: Tensor = spare) -> None:
+            lora.expand(
+                self.launch, h, self.dtype, w.k, w.splits, index, segments, target, how, accumulate=accumulate
+            )
+
+        run(self._tuning.choose("expand", key, lora.EXPANDS, run), target)
+        return None if accumulate else target
+
+    def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:
+        group.sum_into(partial, residual)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        elementwise.rms_norm(self.launch, x, weight, eps, out)
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
+        elementwise.silu_mul(self.launch, gate_up, out)
+
+    def draw(self, logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
+        return draw.draw(self.launch, logits, rows)
+
+    # -- attention
+
+    def kv_layout(self, layers: int, kv_heads: int, head_dim: int, block_size: int) -> KVLayout:
+        size = layers * 2 * kv_heads * block_size * head_dim * self.dtype.itemsize
+        return KVLayout(layers, kv_heads, head_dim, block_size, -(-size // 64) * 64)
+
+    def rope_append(
+        self, qkv: Tensor, q_out: Tensor, rope_table: Tensor, kv: Tensor, layout: KVLayout, layer: int,
+        rows: Any, *, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 0.0,
+    ) -> None:  # fmt: skip
+        rope.rope_append(
+            self.launch, qkv, q_out, rope_table, kv, layout, layer, self._rows_of(rows, q_out.shape[1], layout),
+            q_norm=q_norm, k_norm=k_norm, eps=eps,
+        )  # fmt: skip
+
+    def attention(
+        self, q: Tensor, out: Tensor, kv: Tensor, layout: KVLayout, layer: int, rows: Any,
+        *, scale: float, window: int = 0,
+    ) -> None:  # fmt: skip
+        attention.attention(
+            self.launch, q, out, kv, layout, layer, self._rows_of(rows, q.shape[1], layout), scale=scale, window=window,
+            scratch=self.scratch.splits(layout.head_dim),
+        )  # fmt: skip
+
+    def _rows_of(self, rows: AttentionRows | DeviceRows, q_size: int, layout: KVLayout) -> DeviceRows:
+        if isinstance(rows, DeviceRows):
+            return rows
+        per_tile = attention.tile_rows(q_size // layout.head_dim // layout.kv_heads)
+        if self._rows is None or self._rows[0] is not rows or self._rows[1] != per_tile:
+            sent = upload_rows(rows, per_tile, layout.block_size, self.device)
+            self._rows = (rows, per_tile, sent)
+        return self._rows[2]
+
+    # -- programs
+
+    @contextlib.contextmanager
+    def through(self, launch: Launch) -> Iterator[None]:
+        """Kernels start by `launch` meanwhile."""
+        before, self.launch = self.launch, launch
+        try:
+            yield
+        finally:
+            self.launch = before
+
+    def recorder(self) -> Recorder:
+        return Recorder(self, self._tuning)

@@ -1,0 +1,214 @@
+"""A step's layers as a program: started one by one, or played from a CUDA graph.
+
+Steps in which every sequence has one row (decode) are played: their numbers are padded to the next of `SIZES` rows, and
+what differs from step to step (tokens, pages, adapters of any rank) lies in memory that the graph reads. So a graph
+serves every step of its size; only a longer class of contexts, or the first adapters, want another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stoa.engine.kernels.cuda.attention import tile_rows
+from stoa.engine.kernels.cuda.launch import Launch, direct
+from stoa.engine.kernels.cuda.segments import (
+    DeviceSegments,
+    Segments,
+    device_segments,
+    fill_segments,
+    segments_room,
+)
+from stoa.engine.kernels.cuda.step import (
+    SPLIT,
+    DeviceRows,
+    StepBuffer,
+    device_rows,
+    fill_rows,
+    query_tiles,
+    rows_room,
+)
+from stoa.engine.kernels.interface import AttentionRows, KVLayout, Linear
+
+if TYPE_CHECKING:
+    from stoa.engine.kernels.cuda.kernels import CudaKernels
+    from stoa.engine.kernels.cuda.tuning import Tuning
+    from stoa.engine.parallel.group import Group
+
+SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+_MOST_GRAPHS = 64  # the longest unused goes
+
+
+class Captured(Protocol):
+    """Launches that can be made again, as they were."""
+
+    def replay(self) -> None: ...
+
+
+def capture(run: Callable[[Launch], None], device: torch.device, pool: Any) -> Captured:
+    """What `run` launches, without doing it."""
+    if device.type != "cuda":
+        return _Noted(run)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        run(direct)
+    return graph
+
+
+class _Noted:
+    """A graph's twin where there is none: launches with the very arguments they had."""
+
+    def __init__(self, run: Callable[[Launch], None]) -> None:
+        self._launches: list[tuple[Any, ...]] = []
+        run(lambda *args, **options: self._launches.append((args, options)))
+
+    def replay(self) -> None:
+        for args, options in self._launches:
+            direct(*args, **options)
+
+
+class Recorder:
+    """Implements `interface.Recorder`: notes calls of `CudaKernels`, and which tensors they get."""
+
+    def __init__(self, kernels: CudaKernels, tuning: Tuning) -> None:
+        self._kernels = kernels
+        self._tuning = tuning
+        self._calls: list[Callable[[CudaKernels, int, Any, Any], None]] = []
+        self._most_rows = self._rows_per_tile = self._block_size = 1
+
+    def program(self) -> CudaProgram:
+        sizes = (*(s for s in SIZES if s < self._most_rows), min(self._most_rows, SIZES[-1]))
+        return CudaProgram(
+            self._kernels, self._tuning, self._calls, sizes, self._rows_per_tile, self._block_size
+        )
+
+    def linear(
+        self, x: Tensor, w: Linear, out: Tensor, *, lora: Any = None, index: int = 0, accumulate: bool = False
+    ) -> None:
+        self._most_rows = len(x)
+        self._calls.append(
+            lambda k, n, lora, rows: k.linear(
+                x[:n], w, out[:n], lora=lora, index=index, accumulate=accumulate
+            )
+        )
+
+    def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:
+        self._calls.append(lambda k, n, lora, rows: k.add_reduced(partial[:n], residual[:n], group))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        self._calls.append(lambda k, n, lora, rows: k.rms_norm(x[:n], weight, eps, out[:n]))
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
+        self._calls.append(lambda k, n, lora, rows: k.silu_mul(gate_up[:n], out[:n]))
+
+    def rope_append(
+        self, qkv: Tensor, q_out: Tensor, rope: Tensor, kv: Tensor, layout: KVLayout, layer: int,
+        rows: AttentionRows, *, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 0.0,
+    ) -> None:  # fmt: skip
+        self._calls.append(
+            lambda k, n, lora, rows: k.rope_append(
+                qkv[:n], q_out[:n], rope, kv, layout, layer, rows, q_norm=q_norm, k_norm=k_norm, eps=eps
+            )
+        )
+
+    def attention(
+        self, q: Tensor, out: Tensor, kv: Tensor, layout: KVLayout, layer: int, rows: AttentionRows,
+        *, scale: float, window: int = 0,
+    ) -> None:  # fmt: skip
+        self._rows_per_tile = tile_rows(q.shape[1] // layout.head_dim // layout.kv_heads)
+        self._block_size = layout.block_size
+        self._calls.append(
+            lambda k, n, lora, rows: k.attention(
+                q[:n], out[:n], kv, layout, layer, rows, scale=scale, window=window
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Key:
+    rows: int  # one of SIZES
+    splits: int  # of the longest context, at least: a power of two
+    adapted: bool
+
+
+class _Graph:
+    """One key's numbers and launches. `captured` is made when they have been started one by one once."""
+
+    def __init__(self, key: _Key, generation: int, blocks: int, device: torch.device) -> None:
+        room = rows_room(key.rows, key.rows, key.rows, blocks)
+        self.key = key
+        self.generation = generation
+        self.blocks = blocks
+        self.buffer = StepBuffer(segments_room(key.rows, key.rows) | room, device)
+        self.rows: DeviceRows = device_rows(self.buffer, key.rows, key.rows, key.splits * SPLIT)
+        self.segments: DeviceSegments | None = device_segments(self.buffer, key.rows) if key.adapted else None
+        self.captured: Captured | None = None
+
+
+class CudaProgram:
+    """Implements `interface.Program`."""
+
+    def __init__(
+        self, kernels: CudaKernels, tuning: Tuning, calls: list[Callable[[CudaKernels, int, Any, Any], None]],
+        sizes: tuple[int, ...], rows_per_tile: int, block_size: int,
+    ) -> None:  # fmt: skip
+        self._kernels = kernels
+        self._tuning = tuning
+        self._calls = calls
+        self._sizes = sizes  # of graphs, in rows
+        self._rows_per_tile = rows_per_tile
+        self._block_size = block_size
+        self._graphs: dict[_Key, _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if kernels.device.type == "cuda" else None
+        self.captures = 0
+
+    def __call__(self, count: int, lora: Segments | None, rows: AttentionRows) -> None:
+        if count == len(rows.context_len) and count <= self._sizes[-1]:
+            self._play(count, lora, rows)
+        else:
+            self._start(count, lora, rows)
+
+    def _start(self, count: int, lora: Any, rows: Any) -> None:
+        for call in self._calls:
+            call(self._kernels, count, lora, rows)
+
+    def _play(self, count: int, lora: Segments | None, rows: AttentionRows) -> None:
+        graph = self._graph(count, lora, rows)
+        buffer = graph.buffer
+        fill_segments(buffer, (lora or Segments([0], [])).tiles())
+        buffer.send(fill_rows(buffer, rows, query_tiles(rows, self._rows_per_tile), self._block_size))
+        if graph.captured is not None and graph.generation == self._kernels.scratch.generation:
+            graph.captured.replay()
+            return
+        self._start(
+            graph.key.rows, graph.segments, graph.rows
+        )  # compiles, measures, finds its memory: no graph may
+        graph.generation = self._kernels.scratch.generation
+        graph.captured = capture(lambda launch: self._note(graph, launch), self._kernels.device, self._pool)
+        self.captures += 1
+
+    def _note(self, graph: _Graph, launch: Launch) -> None:
+        self._tuning.frozen = True
+        try:
+            with self._kernels.through(launch):
+                self._start(graph.key.rows, graph.segments, graph.rows)
+        finally:
+            self._tuning.frozen = False
+
+    def _graph(self, count: int, lora: Segments | None, rows: AttentionRows) -> _Graph:
+        size = next(s for s in self._sizes if s >= count)
+        longest = int(rows.context_len.max())
+        splits = 1 << (-(-longest // SPLIT) - 1).bit_length()
+        key = _Key(size, splits, lora is not None)
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            blocks = size * -(-splits * SPLIT // self._block_size)
+            graph = _Graph(key, -1, blocks, self._kernels.device)
+        self._graphs[key] = graph  # the last used is the last
+        if len(self._graphs) > _MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        return graph

@@ -103,13 +103,14 @@ def tests(place: Place) -> dict[str, Any]:
 
 def peft(place: Place, ways: tuple[str, ...]) -> dict[str, Any]:
     """On the folders that the engine has just served."""
-    name = Path(place.model).name
-    folders = place.cache / "bench"
-    model = folders / name if (folders / name).is_dir() else Path(place.model)
+    from stoa.bench.folders import model_folder
+
+    model = model_folder(place.model, place.cache, "cuda")
+    adapters = place.cache / "bench" / f"{model.name}-r16"
     tokens = place.tokens()
     command = [
         sys.executable, str(HERE / "peers" / "peft_mixed.py"), "--model", str(model),
-        "--adapters", str(folders / f"{model.name}-r16"), "--mode", "distinct", "--batch", "2" if place.small else "32",
+        "--adapters", str(adapters), "--mode", "distinct", "--batch", "2" if place.small else "32",
         "--prompt-tokens", str(tokens["prompt_tokens"]), "--output-tokens", str(tokens["output_tokens"]),
         "--repeats", "1", "--device", "cpu" if place.small else "cuda",
     ]  # fmt: skip
@@ -152,8 +153,8 @@ STAGES: dict[str, dict[str, Part]] = {
         "compiled": Part(lambda p: peft(p, ("bf16-compiled",)), 240),
     },
     "pool": {
-        "rank8": Part(lambda p: p.pool(rank=8), 420),
-        "rank4": Part(lambda p: p.pool(rank=4, cold=False), 300),
+        "rank4": Part(lambda p: p.pool(rank=4, pool_gib=8.0), 300),
+        "rank8": Part(lambda p: p.pool(rank=8, cold=False), 420),
     },
 }
 

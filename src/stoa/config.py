@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     isa: str = ""  # force a lower instruction set path
     max_model_len: Annotated[int, Meta(ge=0)] = 0
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096)] = 64
-    max_batch_tokens: Annotated[int, Meta(ge=1, le=65536)] = 512
+    max_batch_tokens: Annotated[int, Meta(ge=0, le=65536)] = 0
     max_lora_rank: Annotated[int, Meta(ge=1, le=65536)] = 512
     pool_gib: Annotated[float, Meta(ge=0, le=65536)] = 0.0  # KV blocks and resident adapters
     host_adapter_gib: Annotated[float, Meta(ge=0, le=65536)] = 0.0

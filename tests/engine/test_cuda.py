@@ -10,6 +10,7 @@ import torch
 
 from stoa.engine import Engine
 from stoa.engine.kernels.cuda import device, program
+from stoa.engine.kernels.cuda.kernels import CudaKernels
 from tests.engine.driving import assert_all_returned, drain, make_engine, request
 from tests.engine.test_parity import PROMPT, reference
 from tests.engine.tiny import LORAS, adapter_folder, model_folder
@@ -71,6 +72,8 @@ def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
         assert isinstance(found, program.CudaProgram)
         return {key: graph.captured for key, graph in found._graphs.items()}
 
+    assert isinstance(engine.kernels, CudaKernels)
+    engine.kernels.scratch.partials(48)  # as a rehearsal does: no step is larger
     ask([3, 1])  # rank 33 on two layers, rank 16 on all: the rest is within that
     before = graphs()
     ask([4, 0])
@@ -195,8 +198,16 @@ def test_a_model_that_does_not_fit_says_which_setting_to_lower() -> None:
     assert sizes == sorted(sizes, reverse=True)
     config = EngineConfig(model="", device="cuda")
     check_weights(config, model, 2, sizes[0] + 1)
-    with pytest.raises(OutOfMemory, match="set quantize to int8 .* or int4") as caught:
+    with pytest.raises(OutOfMemory, match=r"set quantize to int8 .* or int4") as caught:
         check_weights(config, model, 2, sizes[1] + 1)
     assert caught.value.param == "quantize"
     with pytest.raises(OutOfMemory, match="larger GPU or a smaller model"):
         check_weights(config, model, 2, 10)
+
+
+def test_a_rehearsal_leaves_no_trace() -> None:
+    """Steps on nothing before the first: the answer is the same, and decoding goes on from graphs."""
+    engine = cuda_engine(model_folder("llama"), max_batch_tokens=20)
+    engine.decoder.rehearse(20, 4, engine.layout)
+    answer = drain(engine, [request("r", PROMPT, max_tokens=3)])["r", 0]
+    assert answer.tokens == reference("llama", None, PROMPT, 3)[1]

@@ -4,6 +4,7 @@ STOA_GPU_TESTS=interpret runs them on small shapes in Triton's interpreter, so t
 see a GPU. Inputs are fresh in every run; the seed is printed, and STOA_SEED sets it.
 """
 
+# ruff: noqa: E402 - the environment comes before what reads it
 from __future__ import annotations
 
 import os

@@ -33,9 +33,9 @@ if not INTERPRET:
     ROWS = (1, 5, 16, 33, 64, 130, 700, 2048)
 
 
-def close(got: Tensor, expected: Tensor, dtype: torch.dtype, bits: int = 16) -> None:
-    """fp32 to 3e-5 of the largest value; bf16 to its rounding, and that of quantized weights' scales."""
-    bound = 3e-5 if dtype == torch.float32 else 8e-3 if bits == 16 else 1.2e-2
+def close(got: Tensor, expected: Tensor, dtype: torch.dtype, bf16: float = 8e-3) -> None:
+    """fp32 to 3e-5 of the largest value; bf16 to its rounding."""
+    bound = 3e-5 if dtype == torch.float32 else bf16
     assert not got.isnan().any(), "not every element was written"
     assert float((got.double() - expected.double()).abs().max()) <= bound * float(expected.abs().max())
 
@@ -75,6 +75,7 @@ def test_linears_with_adapters_equal_fp32(
     offset = torch.cat([torch.zeros(n) if b is None else b for n, b in zip(splits, biases, strict=True)])
     some = [None] + [adapter(rng, k, splits, r[: len(splits)]) for r in ((16, 16, 16), (1, 0, 3), (65, 8, 0))]
     packed = [None if pairs is None else pack(kernels, w, pairs) for pairs in some]
+    scales = 8e-3 if bits == 16 else 1.2e-2  # of quantized weights are bf16 as well
     for rows in ROWS:
         x = randn(rng, rows, k, dtype=dtype)
         edges = sorted({0, rows // 4, rows // 2, rows // 2 + 1, rows})
@@ -87,11 +88,11 @@ def test_linears_with_adapters_equal_fp32(
                 expected[first:last] += lora_part(x[first:last], splits, pairs)
         out = torch.empty(rows, sum(splits), dtype=dtype)
         kernels.linear(x, w, out, lora=lora)
-        close(out, expected, dtype, bits)
+        close(out, expected, dtype, scales)
         before = randn(rng, rows, sum(splits))
         added = before.clone()
         kernels.linear(x, w, added, lora=lora, accumulate=True)
-        close(added, before + expected, dtype, bits)
+        close(added, before + expected, dtype, scales)
 
 
 @each_dtype
@@ -112,7 +113,7 @@ def test_attention_equals_fp32(rng: torch.Generator, dtype: torch.dtype, heads: 
         attention_step(kernels, case, [(1, 0, 16), (2, 0, middle)], q_heads, window)
         spans = [(0, 0, 1), (1, 16, 17), (2, middle, LENS[2]), (3, 0, LENS[3])]
         results.append(torch.cat(attention_step(kernels, case, spans, q_heads, window)))
-    close(results[0], results[1], dtype)
+    close(results[0], results[1], dtype, bf16=2.5e-2)  # keys and queries are rounded before they meet
 
 
 @each_dtype

@@ -26,7 +26,7 @@ from stoa.demo import BASE_DIR
 from stoa.engine.config import BITS, Quantize
 from stoa.engine.kernels.cuda import attention, draw, load_cuda
 from stoa.engine.kernels.cuda.kernels import CudaKernels
-from stoa.engine.kernels.cuda.launch import Launch, direct
+from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.linear import CudaLinear
 from stoa.engine.kernels.cuda.program import capture
 from stoa.engine.kernels.cuda.step import DeviceRows, upload_rows
@@ -302,9 +302,9 @@ def _seconds(step: Step, batch: int, kind: Kind, turns: int, repeats: int) -> fl
                     step.run_draw(batch, values)
 
     step.residual.normal_()
-    work(direct)  # compiles, measures, finds its memory: no graph may
+    work(kernels.launch)  # compiles, measures, finds its memory: no graph may
     wait(device)
-    graph = capture(work, device, None)
+    graph = capture(work, kernels.launch, device, None)
     return device_seconds(graph.replay, device, repeats) / turns
 
 

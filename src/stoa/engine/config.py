@@ -28,7 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0  # of all ranks together; 0: all cores
     max_model_len: int = 0  # tokens per sequence; 0: the model's own limit
     max_num_seqs: int = 64  # sequences in one step
-    max_batch_tokens: int = 512  # rows in one step: the prefill chunk
+    max_batch_tokens: int = 0  # rows in one step: the prefill chunk; 0: 512, on a GPU 2048
     block_size: int = 16  # tokens in a KV block
     pool_bytes: int = 0  # KV blocks and resident adapters together, of each rank
     host_adapter_bytes: int = 0  # adapters kept in host memory behind the pool
@@ -40,3 +40,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ttft_target_ms: float = 0.0  # of first tokens: who can meet it goes before who can't; 0: as they come
     isa: str | None = None  # force a lower instruction set path
     weights_cache: str = ""  # folder where packed weights are kept for the next start; "": nowhere
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of the largest step."""
+        return self.max_batch_tokens or {"cpu": 512, "cuda": 2048}[self.device]

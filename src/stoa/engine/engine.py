@@ -83,7 +83,7 @@ class Engine:
             self.blocks,
             self.adapters,
             max_num_seqs=config.max_num_seqs,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=config.step_rows,
             prefix_caching=config.prefix_caching,
             cost=cost,
             shares=FairShares(enabled=config.fairness != "off"),

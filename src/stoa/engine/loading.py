@@ -29,8 +29,9 @@ class Loaded:
     layout: KVLayout
 
     def rehearse(self, config: EngineConfig) -> None:
-        """With all ranks at once."""
-        self.decoder.rehearse(config.max_batch_tokens, config.max_num_seqs, self.layout)
+        """With all ranks at once. On a CPU nothing has to be compiled, measured or taken."""
+        if self.kernels.device.type != "cpu":
+            self.decoder.rehearse(config.step_rows, config.max_num_seqs, self.layout)
 
 
 def load(config: EngineConfig, shards: Shards, max_model_len: int) -> Loaded:

@@ -27,6 +27,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("down_proj",),
 )
 LM_HEAD_LAYER = -1
+_LONG, _MOST_DECODING = 2048, 256  # tokens of context and sequences, of steps that are rehearsed
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
@@ -102,24 +103,19 @@ class Decoder:
         return [*keys, [(LM_HEAD_LAYER, "lm_head")]]
 
     def rehearse(self, rows: int, seqs: int, layout: KVLayout) -> None:
-        """On a GPU, makes the largest step there can be, on nothing: afterwards all memory that steps need is taken."""
-        device = self.kernels.device
-        if device.type == "cpu":
-            return
+        """Makes steps of all sizes, on nothing, up to the largest there can be: afterwards kernels are compiled and
+        measured, and all memory that steps need is taken."""
         self._make_buffers(rows)
-        kv = torch.zeros(layout.page_bytes, dtype=torch.uint8, device=device)
-        nothing = AttentionRows(
-            query_start=np.asarray([0, rows], dtype=np.int32),
-            context_len=np.asarray([1], dtype=np.int32),
-            block_table=np.zeros((1, 1), dtype=np.int32),
-            positions=np.zeros(rows, dtype=np.int32),
-            slots=np.full(rows, -1, dtype=np.int64),
-        )
         assert self._buffers is not None
-        self._buffers.residual.zero_()
-        self._layers(self.kernels, self._buffers, nothing, None, kv, layout)
-        self.logits(self._buffers.x[: min(seqs, rows)], None)
-        torch.cuda.synchronize(device)
+        kv = torch.zeros(layout.page_bytes, dtype=torch.uint8, device=self.kernels.device)
+        for size in sorted({*(1 << i for i in range(rows.bit_length())), rows}):
+            self._buffers.residual.zero_()
+            nothing = _nothing(size, min(_LONG, len(self.rope)), layout.block_size)
+            self._layers(self.kernels, self._buffers.first(size), nothing, None, kv, layout)
+        for size in sorted({1, min(seqs, rows)}):
+            self.logits(self._buffers.x[:size], None)
+        if self.kernels.device.type == "cuda":
+            torch.cuda.synchronize(self.kernels.device)
 
     def forward(
         self, token_ids: Tensor, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout
@@ -196,6 +192,18 @@ class Decoder:
         torch.empty(
             own + self.group.gathering_bytes(sampled, self.shards.widths()), dtype=torch.uint8, device=device
         )  # kept by torch for what comes next
+
+
+def _nothing(rows: int, context: int, block_size: int) -> AttentionRows:
+    """Rows that leave no key and value: of as many sequences, or if there are more than a step ever decodes, of one."""
+    seqs = rows if rows <= _MOST_DECODING else 1
+    return AttentionRows(
+        query_start=np.linspace(0, rows, seqs + 1).astype(np.int32),
+        context_len=np.full(seqs, context, dtype=np.int32),
+        block_table=np.zeros((seqs, -(-context // block_size)), dtype=np.int32),
+        positions=np.full(rows, context - 1, dtype=np.int32),
+        slots=np.full(rows, -1, dtype=np.int64),
+    )
 
 
 def _read(shards: Shards, source: Source, bits: int) -> tuple[list[Layer], Tensor, Linear, Tensor]:

@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 
 from stoa.engine.kernels.cuda.device import Gpu
 from stoa.engine.kernels.cuda.kernels import CudaKernels
+from stoa.engine.kernels.cuda.launch import options
 from stoa.engine.kernels.cuda.segments import CudaAdapter
 from stoa.engine.kernels.cuda.tuning import Tuning
 from stoa.engine.kernels.interface import AttentionRows
@@ -53,14 +54,13 @@ class Driver:
 class Compiler:
     """Stands in for `launch.direct`; keeps one line for each kernel and choice of constants."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, early: bool) -> None:
+        self.early = early
         self.found: dict[str, dict[str, Any]] = {}
         self.label = ""
 
     def __call__(self, kernel: Any, grid: Any, *args: Any, warps: int, stages: int, **constants: Any) -> None:
-        made = kernel.warmup(
-            *args, grid=grid, num_warps=warps, num_stages=stages, enable_fp_fusion=True, **constants
-        )
+        made = kernel.warmup(*args, grid=grid, **options(warps, stages, early=self.early), **constants)
         key = f"{self.label} {kernel.fn.__name__} {made.hash[:8]}"
         if key not in self.found:
             self.found[key] = resources(made.asm["cubin"]) | {
@@ -144,7 +144,7 @@ def layer(kernels: CudaKernels, bits: int, rows: int, *, decode: bool) -> None:
 def compile_for(capability: int, kinds: tuple[tuple[int, int, bool], ...]) -> dict[str, dict[str, Any]]:
     """`kinds`: (bits, rows, decode)."""
     triton.runtime.driver.set_active(Driver(capability))
-    compiler = Compiler()
+    compiler = Compiler(early=capability >= 90)
     gpu = Gpu(META, "none", divmod(capability, 10), 132, 0)
     for bits, rows, decode in kinds:
         compiler.label = f"{bits}-bit {'decode' if decode else 'prefill'} {rows}"

@@ -89,7 +89,7 @@ class Kernels:
 
 @each_dtype
 @pytest.mark.parametrize("heads", [*HEADS, (5, 1, 80, 48), (2, 2, 96, 64), (70, 1, 16, 16)], ids=str)
-@pytest.mark.parametrize("window", [0, 5, 70])
+@pytest.mark.parametrize("window", [0, 70])
 def test_attention_equals_the_reference(dtype: torch.dtype, heads: Any, window: int) -> None:
     """Prompts and single tokens together, contexts of one to four splits, grouped heads, windows, head norms, pages in
     any order."""
@@ -129,7 +129,7 @@ def test_a_row_keeps_its_bits_however_its_prompt_is_cut(dtype: torch.dtype, wind
     whole = run([0, 140], False, Kernels(dtype, 2, WALK))
     for cuts, beside, kernels in (
         ([0, 140], True, Kernels(dtype, 2, SHARE, padding=3)),
-        ([0, 62, 63, 64, 65, 127, 128, 129, 140], True, Kernels(dtype, 2, ALL, padding=1)),
+        ([0, 63, 64, 65, 127, 130, 140], True, Kernels(dtype, 2, ALL, padding=1)),
         ([0, 7, 64, 130, 140], False, Kernels(dtype, 2, ALL, parts=2 * 66)),
     ):
         assert torch.equal(run(cuts, beside, kernels), whole)

@@ -15,12 +15,14 @@ Without a GPU all of it runs in Triton's interpreter (TRITON_INTERPRET=1), slowl
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from stoa.engine.kernels.cuda.device import find_gpu
+from stoa.engine.kernels.cuda.launch import launcher
 
 if TYPE_CHECKING:
     from stoa.engine.kernels.cuda.kernels import CudaKernels
@@ -34,4 +36,5 @@ def load_cuda(dtype: torch.dtype, cache: Path | None) -> CudaKernels:
 
     timer = cold_timer(gpu.device) if gpu.device.type == "cuda" else None
     path = cache / "gpu-tuning.json" if cache is not None else None
-    return CudaKernels(dtype, gpu, Tuning(path, gpu.name, timer))
+    early = gpu.capability >= (9, 0) and os.environ.get("STOA_GPU_EARLY") == "1"
+    return CudaKernels(dtype, gpu, Tuning(path, gpu.name, timer), launcher(early=early))

@@ -22,6 +22,22 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def next_may_begin(EARLY: tl.constexpr):
+    """The next kernel may begin once all programs of this one have come by or ended."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def inputs_ready(EARLY: tl.constexpr):
+    """What the kernel before this one wrote is there from here on. Every program of every kernel comes by, also one that
+    has nothing to do: whoever waits for this kernel must have waited for the one before. The next kernel may begin."""
+    next_may_begin(EARLY)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def rounded(x, dtype: tl.constexpr):
     """fp32 `x` in `dtype`, to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.arithmetic import dot, rounded
+from stoa.engine.kernels.cuda.arithmetic import dot, inputs_ready, rounded
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.step import SPLIT, DeviceRows
 from stoa.engine.kernels.interface import KVLayout
@@ -78,7 +78,7 @@ def attention(
         _attention, (rows.num_tiles, heads, programs),
         q, out, scratch.sums, scratch.peaks, pages, rows.positions, rows.tiles, rows.block_start, rows.blocks,
         layer, seen, scale * math.log2(math.e),
-        warps=4 if half <= 64 else 8, stages=_stages(2 * half, q.dtype),
+        warps=_warps(half, q.dtype), stages=_stages(2 * half, q.dtype),
         WALK=programs == 1, WINDOW=window, SPLIT=split, HEADS=heads, GROUPS=groups, D=d, BLOCK=layout.block_size,
         PAGE=layout.page_bytes // q.dtype.itemsize, HALF=half, TILE_N=TILE_N,
         TILE_M=max(TILE_M, triton.next_power_of_2(groups)),
@@ -88,6 +88,13 @@ def attention(
             _combine, (rows.count, q_heads), out, scratch.sums, scratch.peaks, rows.positions, seen,
             warps=1, stages=1, WINDOW=window, SPLIT=split, D=d, HALF=half,
         )  # fmt: skip
+
+
+def _warps(half: int, dtype: torch.dtype) -> int:
+    """fp32 products keep much more in registers: there are no matrix units for them."""
+    if dtype == torch.float32:
+        return 16
+    return 4 if half <= 64 else 8
 
 
 def _stages(tile_d: int, dtype: torch.dtype) -> int:
@@ -172,9 +179,10 @@ def _attention(
     q, out, sums, peaks, pages, positions, tiles, block_start, blocks, layer, seen, factor,
     WALK: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, HALF: tl.constexpr, TILE_N: tl.constexpr,
-    TILE_M: tl.constexpr,
+    TILE_M: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles, KV heads, programs that share the splits of a tile. A tile's queries are rows x GROUPS."""
+    inputs_ready(EARLY)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # later rows have more keys: they begin first
     kv_head, walker = tl.program_id(1), tl.program_id(2)
     seq = tl.load(tiles + tile * 4)
@@ -227,9 +235,10 @@ def _attention(
 @triton.jit(do_not_specialize=["seen"])
 def _combine(
     out, sums, peaks, positions, seen,
-    WINDOW: tl.constexpr, SPLIT: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    WINDOW: tl.constexpr, SPLIT: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows, query heads. Merges the splits that a row sees, in order."""
+    inputs_ready(EARLY)
     row = tl.program_id(0)
     position = tl.load(positions + row)
     unit = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1) + tl.zeros([1], tl.int64)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stoa.engine.kernels.cuda.arithmetic import inputs_ready
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.interface import DrawRow
 
@@ -74,8 +75,9 @@ def _first_top(x, at):
 
 
 @triton.jit
-def _largest(logits, tops, places, v, PIECE: tl.constexpr):
+def _largest(logits, tops, places, v, PIECE: tl.constexpr, EARLY: tl.constexpr):
     """Grid: rows, pieces of a row."""
+    inputs_ready(EARLY)
     n, piece = tl.program_id(0), tl.program_id(1)
     at = piece * PIECE + tl.arange(0, PIECE)
     top, place = _first_top(_read(logits + n.to(tl.int64) * v, at, v), at)
@@ -163,8 +165,20 @@ def _pick(row, v, top, least, rate, goal, TILE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["pieces"])
-def _draw(logits, values, tops, places, tokens, v, pieces, TILE: tl.constexpr, PIECES: tl.constexpr):
+def _draw(
+    logits,
+    values,
+    tops,
+    places,
+    tokens,
+    v,
+    pieces,
+    TILE: tl.constexpr,
+    PIECES: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     """Grid: rows."""
+    inputs_ready(EARLY)
     n = tl.program_id(0)
     i = tl.arange(0, PIECES)
     x = tl.load(tops + n * pieces + i, mask=i < pieces, other=float("-inf"))

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.arithmetic import rounded
+from stoa.engine.kernels.cuda.arithmetic import inputs_ready, rounded
 from stoa.engine.kernels.cuda.launch import Launch
 
 _PIECE = 1024  # columns that one program takes where columns do not depend on each other
@@ -47,7 +47,8 @@ def embed(launch: Launch, table: Tensor, token_ids: Tensor, out: Tensor) -> None
 
 
 @triton.jit
-def _rms_norm(x, weight, out, eps, H: tl.constexpr, TILE: tl.constexpr):
+def _rms_norm(x, weight, out, eps, H: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr):
+    inputs_ready(EARLY)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, TILE)
     values = tl.load(x + row * H + i, mask=i < H, other=0.0)
@@ -57,7 +58,8 @@ def _rms_norm(x, weight, out, eps, H: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _silu_mul(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
+def _silu_mul(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr):
+    inputs_ready(EARLY)
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * TILE + tl.arange(0, TILE)
     gate = tl.load(gate_up + row * 2 * WIDTH + i, mask=i < WIDTH, other=0.0).to(tl.float32)
@@ -68,7 +70,8 @@ def _silu_mul(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _gather_rows(table, rows, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
+def _gather_rows(table, rows, out, WIDTH: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr):
+    inputs_ready(EARLY)
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * TILE + tl.arange(0, TILE)
     picked = tl.load(table + tl.load(rows + row) * WIDTH + i, mask=i < WIDTH, other=0.0)

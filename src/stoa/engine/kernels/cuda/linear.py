@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.arithmetic import dot, rounded
+from stoa.engine.kernels.cuda.arithmetic import dot, inputs_ready, rounded
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.quantized import (
     WORDS,
@@ -163,7 +163,7 @@ def default(w: CudaLinear, rows: int) -> Tile:
 
 
 # (columns, rows, warps, stages). Of fp32 one alone: the interpreter's products depend on the shape of a tile.
-_FP32 = [(64, 64, 4, 2)]
+_FP32 = [(64, 64, 8, 2)]
 _MANY = [
     (128, 128, 8, 3), (128, 64, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (64, 128, 4, 4),
     (128, 256, 8, 3), (256, 128, 8, 3),
@@ -343,9 +343,10 @@ def linear_kernel(
     x, w, scale, bias, delta, has_delta, out, partials, counters, T, N, K, steps, steps_per_split,
     BITS: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
     ACROSS: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, DELTA: tl.constexpr,
-    ACCUMULATE: tl.constexpr, HINT: tl.constexpr,
+    ACCUMULATE: tl.constexpr, HINT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of y, SPLITS if ACROSS)."""
+    inputs_ready(EARLY)
     tile = tl.program_id(0)
     row_tile, column_tile = _place(tile, tl.cdiv(T, BT), tl.cdiv(N, BN), 8)
     row, column = row_tile * BT, column_tile * BN

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.arithmetic import dot, rounded
+from stoa.engine.kernels.cuda.arithmetic import dot, inputs_ready, next_may_begin, rounded
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.segments import TILE, DeviceSegments
 from stoa.engine.kernels.interface import Linear, LoraPair
@@ -173,8 +173,9 @@ def _ranks(record):
 @triton.jit
 def _shrink(
     x, tiles, h, index, K, A_STRIDE, T, WIDTH,
-    SPAN: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    SPAN: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    inputs_ready(EARLY)
     first, rows, adapter = _tile(tiles)
     if rows > 0:
         record = adapter + index * RECORD_BYTES
@@ -208,8 +209,9 @@ def _shrink(
 def _expand(
     h, tiles, out, index, T, WIDTH, N, N0, N1, N2, B0, B1, B2, END0, END1,
     PIECES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, UNIT: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    next_may_begin(EARLY)
     first, rows, adapter = _tile(tiles)
     if rows > 0:
         record = adapter + index * RECORD_BYTES
@@ -235,14 +237,17 @@ def _expand(
                 b + ranks[:, None] * stride + columns[None, :], mask=(ranks < rank)[:, None] & (columns < n)[None, :],
                 other=0.0, eviction_policy="evict_first",
             )  # fmt: skip
+            inputs_ready(EARLY)  # B is there whatever comes before
             mask = (row < rows)[:, None] & (ranks < rank)[None, :]
             at = h + (first + row)[:, None] * WIDTH + before + ranks[None, :]
             sums = tl.zeros((ROWS, 16), dtype=tl.float32)
             for piece in tl.static_range(PIECES):
                 sums += tl.load(at + piece * T * WIDTH, mask=mask, other=0.0)
             acc = dot(rounded(sums * scale, DTYPE), b_tile, acc)
+        inputs_ready(EARLY)
         to = out + (first + row)[:, None] * N + left + columns[None, :]
         mask = (row < rows)[:, None] & (columns < n)[None, :]
         if ACCUMULATE:
             acc += tl.load(to, mask=mask, other=0.0)
         tl.store(to, acc, mask=mask)
+    inputs_ready(EARLY)

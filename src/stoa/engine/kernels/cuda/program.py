@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stoa.engine.kernels.cuda.attention import tile_rows
-from stoa.engine.kernels.cuda.launch import Launch, direct
+from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.segments import (
     DeviceSegments,
     Segments,
@@ -49,26 +49,27 @@ class Captured(Protocol):
     def replay(self) -> None: ...
 
 
-def capture(run: Callable[[Launch], None], device: torch.device, pool: Any) -> Captured:
-    """What `run` launches, without doing it."""
+def capture(run: Callable[[Launch], None], launch: Launch, device: torch.device, pool: Any) -> Captured:
+    """What `run` launches (by `launch`), without doing it."""
     if device.type != "cuda":
-        return _Noted(run)
+        return _Noted(run, launch)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        run(direct)
+        run(launch)
     return graph
 
 
 class _Noted:
     """A graph's twin where there is none: launches with the very arguments they had."""
 
-    def __init__(self, run: Callable[[Launch], None]) -> None:
+    def __init__(self, run: Callable[[Launch], None], launch: Launch) -> None:
+        self._launch = launch
         self._launches: list[tuple[Any, ...]] = []
         run(lambda *args, **options: self._launches.append((args, options)))
 
     def replay(self) -> None:
         for args, options in self._launches:
-            direct(*args, **options)
+            self._launch(*args, **options)
 
 
 class Recorder:
@@ -188,7 +189,9 @@ class CudaProgram:
             graph.key.rows, graph.segments, graph.rows
         )  # compiles, measures, finds its memory: no graph may
         graph.generation = self._kernels.scratch.generation
-        graph.captured = capture(lambda launch: self._note(graph, launch), self._kernels.device, self._pool)
+        graph.captured = capture(
+            lambda launch: self._note(graph, launch), self._kernels.launch, self._kernels.device, self._pool
+        )
         self.captures += 1
 
     def _note(self, graph: _Graph, launch: Launch) -> None:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.arithmetic import rounded
+from stoa.engine.kernels.cuda.arithmetic import inputs_ready, rounded
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.step import DeviceRows
 from stoa.engine.kernels.interface import KVLayout
@@ -51,9 +51,10 @@ def _rotate(first, second, weight, table, i, eps, NORM: tl.constexpr, D: tl.cons
 def _rope_append(
     qkv, q_out, rope, pages, positions, slots, q_norm, k_norm, layer, eps,
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr, Q_HEADS: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
-    BLOCK: tl.constexpr, PAGE: tl.constexpr, TILE_H: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr, TILE_H: tl.constexpr, HALF: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows, then blocks of query heads, of key heads, of value heads."""
+    inputs_ready(EARLY)
     q_parts: tl.constexpr = (Q_HEADS + TILE_H - 1) // TILE_H
     parts: tl.constexpr = (HEADS + TILE_H - 1) // TILE_H
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)

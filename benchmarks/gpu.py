@@ -15,6 +15,7 @@ safetensors, tokenizers and llguidance; for tests and peers also pytest, transfo
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -54,7 +55,6 @@ class Place:
 
         usual = {
             "batches": (1, 2) if self.small else BATCHES, "repeats": 1 if self.small else 5, "device": "cuda",
-            "max_batch_tokens": 2048,
         }  # fmt: skip
         return run(self.model, cache=self.cache, **(usual | self.tokens() | more))
 
@@ -69,7 +69,7 @@ class Place:
 
         usual = {
             "counts": (32, 2000), "requests": 1024, "at_once": 32, "folders": 32, "preload": True, "pool_gib": 12.0,
-            "host_gib": 100.0, "device": "cuda", "max_batch_tokens": 2048,
+            "host_gib": 100.0, "device": "cuda",
         }  # fmt: skip
         if self.small:
             usual |= {"counts": (2, 5), "requests": 4, "at_once": 2, "folders": 2, "pool_gib": 0.01}
@@ -96,6 +96,8 @@ def tests(place: Place) -> dict[str, Any]:
     ]  # fmt: skip
     if place.small:
         command += ["-k", "elementwise"]
+    elif importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count() or 1))]  # most of the time goes into compiling kernels
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     print(done.stdout[-8000:], done.stderr[-2000:])
     return {"passed": done.returncode == 0, "output": done.stdout[-12000:].splitlines()}
@@ -139,13 +141,13 @@ STAGES: dict[str, dict[str, Part]] = {
     "lora": {
         "bf16": Part(lambda p: p.lora(), 400),
         "rank8": Part(lambda p: p.lora(modes=("base", "distinct"), rank=8)),
-        "int8": Part(lambda p: p.lora(modes=("base", "distinct"), quantize="int8")),
-        "int4": Part(lambda p: p.lora(modes=("base", "distinct"), quantize="int4")),
+        "int8": Part(lambda p: p.lora(modes=("base", "distinct"), quantize="int8"), 400),
+        "int4": Part(lambda p: p.lora(modes=("base", "distinct"), quantize="int4"), 400),
     },
     "kernels": {
         "bf16": Part(lambda p: p.kernels()),
-        "int8": Part(lambda p: p.kernels(quantize="int8")),
-        "int4": Part(lambda p: p.kernels(quantize="int4")),
+        "int8": Part(lambda p: p.kernels(quantize="int8"), 400),
+        "int4": Part(lambda p: p.kernels(quantize="int4"), 400),
     },
     "peft": {
         "stoa": Part(lambda p: p.lora(modes=("distinct",), batches=_batch(p))),
@@ -264,7 +266,7 @@ def _bring_tuned(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _about(args: argparse.Namespace) -> dict[str, str]:
+def _about(args: argparse.Namespace) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, check=False, cwd=ROOT
     ).stdout.strip()  # fmt: skip

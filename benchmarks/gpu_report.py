@@ -31,7 +31,10 @@ def read(folder: Path) -> Reports:
     for stage in STAGES:
         file = folder / f"gpu-{stage}.json"
         if file.exists():
-            parts = json.loads(file.read_text())["parts"]
+            report = json.loads(file.read_text())
+            if report.get("about", {}).get("small"):
+                raise SystemExit(f"{file} is of a trial without a GPU: its figures mean nothing")
+            parts = report["parts"]
             found |= {f"{stage} {name}": part for name, part in parts.items() if "failed" not in part}
     return found
 

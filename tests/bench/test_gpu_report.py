@@ -42,6 +42,13 @@ def test_what_was_measured_stands_in_the_table_and_nothing_else(tmp_path: Path) 
     )
 
 
+def test_a_trial_without_a_gpu_is_no_figure(tmp_path: Path) -> None:
+    """What `--small` has written is refused."""
+    (tmp_path / "gpu-lora.json").write_text(json.dumps({"about": {"small": True}, "parts": {}}))
+    with pytest.raises(SystemExit, match="trial without a GPU"):
+        write(tmp_path, tmp_path / "gpu.md")
+
+
 def test_bytes_of_a_step_are_those_of_the_shape() -> None:
     """Llama-3.1-8B: 7.5 billion parameters in linears and head, 128 KiB a token, 84 MB an adapter of rank 16."""
     weights, kv, adapters = step_bytes("8b", 2, 10, 16)

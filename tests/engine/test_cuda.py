@@ -13,14 +13,18 @@ from stoa.engine.kernels.cuda import device, program
 from stoa.engine.kernels.cuda.kernels import CudaKernels
 from tests.engine.driving import assert_all_returned, drain, make_engine, request
 from tests.engine.test_parity import PROMPT, reference
-from tests.engine.tiny import LORAS, adapter_folder, model_folder
+from tests.engine.tiny import LORAS, VARIANTS, adapter_folder, model_folder
 
 
 def cuda_engine(folder: Path, **overrides: Any) -> Engine:
     return make_engine(folder, device="cuda", **({"max_batch_tokens": 48, "max_num_seqs": 8} | overrides))
 
 
-@pytest.mark.parametrize("name", ["mistral-window", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    # the interpreter takes ten seconds for each
+    ["mistral-window", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "mistral-window")],
+)
 def test_every_adapter_in_one_batch_continues_like_peft(name: str) -> None:
     """All adapters and the base together, prompts and decode rows mixed, give each what peft gives it alone."""
     engine = cuda_engine(model_folder(name))
@@ -30,15 +34,15 @@ def test_every_adapter_in_one_batch_continues_like_peft(name: str) -> None:
         [
             request(
                 str(w),
-                PROMPT[: 20 + i],
+                PROMPT[: 6 + i],
                 adapter=None if w is None else adapter_folder(name, w),
-                max_tokens=5,
+                max_tokens=4,
             )
             for i, w in enumerate(which)
         ],
     )
     for i, w in enumerate(which):
-        assert answers[str(w), 0].tokens == reference(name, w, PROMPT[: 20 + i], 5)[1], w
+        assert answers[str(w), 0].tokens == reference(name, w, PROMPT[: 6 + i], 4)[1], w
     assert_all_returned(engine)
 
 
@@ -47,16 +51,15 @@ def test_a_sequence_keeps_its_bits_in_any_company() -> None:
     folder = model_folder("llama")
 
     def ask(engine: Engine, others: int) -> list[float]:
-        mine = request("mine", PROMPT, adapter=adapter_folder("llama", 1), max_tokens=4, logprobs=0)
+        mine = request("mine", PROMPT[:20], adapter=adapter_folder("llama", 1), max_tokens=3, logprobs=0)
         rest = [
-            request(f"other {i}", PROMPT[i:], adapter=adapter_folder("llama", i % 5), max_tokens=2 + i)
+            request(f"other {i}", PROMPT[i:12], adapter=adapter_folder("llama", i % 5), max_tokens=2 + i)
             for i in range(others)
         ]
         return [entry.logprob for entry in drain(engine, [*rest, mine])["mine", 0].logprobs]
 
     alone = ask(cuda_engine(folder), 0)
-    assert ask(cuda_engine(folder, max_batch_tokens=17), 3) == alone
-    assert ask(cuda_engine(folder, max_batch_tokens=2, max_num_seqs=2), 1) == alone
+    assert ask(cuda_engine(folder, max_batch_tokens=13), 3) == alone
 
 
 def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
@@ -207,7 +210,7 @@ def test_a_model_that_does_not_fit_says_which_setting_to_lower() -> None:
 
 def test_a_rehearsal_leaves_no_trace() -> None:
     """Steps on nothing before the first: the answer is the same, and decoding goes on from graphs."""
-    engine = cuda_engine(model_folder("llama"), max_batch_tokens=20)
-    engine.decoder.rehearse(20, 4, engine.layout)
-    answer = drain(engine, [request("r", PROMPT, max_tokens=3)])["r", 0]
-    assert answer.tokens == reference("llama", None, PROMPT, 3)[1]
+    engine = cuda_engine(model_folder("llama"), max_batch_tokens=5)
+    engine.decoder.rehearse(5, 4, engine.layout)
+    answer = drain(engine, [request("r", PROMPT[:5], max_tokens=3)])["r", 0]
+    assert answer.tokens == reference("llama", None, PROMPT[:5], 3)[1]

@@ -50,7 +50,7 @@ def run(
     device: str = "cpu",
     folders: int = 0,
     preload: bool = False,
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int = 0,
     cold: bool = True,
 ) -> dict[str, Any]:
     folder = model_folder(model, cache, device)

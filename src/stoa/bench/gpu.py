@@ -22,7 +22,7 @@ from stoa.bench.machine import installed
 from stoa.engine import Engine
 from stoa.engine.kernels.cuda import program
 from stoa.engine.kernels.cuda.device import Gpu, find_gpu
-from stoa.engine.kernels.cuda.launch import direct
+from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.program import Captured
 
 _QUERY = {  # what nvidia-smi calls it -> what we do
@@ -209,7 +209,7 @@ class StepClock:
 
         def timed_draw(logits: Tensor, rows: Any) -> list[int]:
             kernels: Any = engine.kernels
-            with kernels.through(self._noting):
+            with kernels.through(self._noting(kernels.launch)):
                 tokens = draw(logits, rows)
             if self._playing:
                 self._seconds.append(self._start.seconds_until(self._end))
@@ -223,9 +223,14 @@ class StepClock:
         self._playing = True
         self._start.record()
 
-    def _noting(self, *args: Any, **options: Any) -> None:
-        direct(*args, **options)
-        self._end.record()
+    def _noting(self, launch: Launch) -> Launch:
+        """After each launch, the step may have ended."""
+
+        def noting(*args: Any, **options: Any) -> None:
+            launch(*args, **options)
+            self._end.record()
+
+        return noting
 
 
 @contextlib.contextmanager

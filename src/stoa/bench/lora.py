@@ -100,7 +100,7 @@ def run(
     isa: str | None = None,
     threads: int = 0,
     device: str = "cpu",
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int = 0,
 ) -> dict[str, Any]:
     """`model`: a folder, or a shape of `SHAPES` whose random weights are written under `cache` once."""
     if min(*batches, prompt_tokens, output_tokens, rank, repeats) < 1:
@@ -144,7 +144,7 @@ def run(
             "rank": rank,
         },
         "workload": {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "repeats": repeats,
-                     "max_batch_tokens": max_batch_tokens},
+                     "max_batch_tokens": engine.config.step_rows},
         "rows": rows,
     }  # fmt: skip
 

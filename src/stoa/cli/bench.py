@@ -30,7 +30,7 @@ def lora(
     isa: Annotated[str | None, typer.Option(help="force an instruction set path")] = None,
     threads: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step", min=1)] = 512,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step; 0: 512, on a GPU 2048", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Throughput and latency with no adapter, one, and a different one per request."""
@@ -83,7 +83,7 @@ def adapters(
         int, typer.Option(help="write so many; the others are their bytes under other names; 0: all", min=0)
     ] = 0,
     preload: Annotated[bool, typer.Option(help="all into host memory before the clock starts")] = False,
-    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step", min=1)] = 512,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step; 0: 512, on a GPU 2048", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Throughput with few and with many registered adapters, and the first token of a cold one."""

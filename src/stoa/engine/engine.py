@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stoa.engine.accounting import Accounts, Book
 from stoa.engine.batch import Batch, build_batch
-from stoa.engine.bookkeeper import Bookkeeper
+from stoa.engine.bookkeeper import Bookkeeper, StepShares
 from stoa.engine.config import EngineConfig
 from stoa.engine.cost import row_cost
 from stoa.engine.fairness import FairShares
@@ -183,30 +183,32 @@ class Engine:
         self.idle = not (counts or events or plan.preempted)
         if counts:
             batch = build_batch(counts, self.kernels, self.adapters.packed)
-            shares = self.books.shares(batch)
-            events += self._run(batch) if self.leader is None else self._run_together(self.leader, batch)
+            shares, news = self._run(batch) if self.leader is None else self._run_together(self.leader, batch)
+            events += news
             took_ns = self.books.end_step(shares)
             self._totals.steps += 1
             self._totals.step_seconds += took_ns / 1e9
         self.books.close_ended()
         return events
 
-    def _run_together(self, leader: Leader, batch: Batch) -> list[TokenEvent]:
+    def _run_together(self, leader: Leader, batch: Batch) -> tuple[StepShares, list[TokenEvent]]:
         try:
             self.decoder.reserve(len(batch.samples))
         except torch.OutOfMemoryError:
-            return self._give_way(batch)  # the others have not heard of it
+            return self.books.shares(batch), self._give_way(batch)  # the others have not heard of it
         with leader.together():
             leader.send_step(batch, self.adapters.first_page)
             hidden, logits = self._compute(batch)
-            return self._take_in(batch, hidden, logits)
+            shares = self.books.shares(batch)
+            return shares, self._take_in(batch, hidden, logits)
 
-    def _run(self, batch: Batch) -> list[TokenEvent]:
+    def _run(self, batch: Batch) -> tuple[StepShares, list[TokenEvent]]:
         try:
             hidden, logits = self._compute(batch)
         except torch.OutOfMemoryError:
-            return self._give_way(batch)
-        return self._take_in(batch, hidden, logits)
+            return self.books.shares(batch), self._give_way(batch)
+        shares = self.books.shares(batch)  # a GPU is at work meanwhile
+        return shares, self._take_in(batch, hidden, logits)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states of all rows, logits of those that are sampled."""

@@ -22,11 +22,7 @@ from stoa.engine.kernels.quantize import dequantize, quantize_weight
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
-each_kind = pytest.mark.parametrize(
-    ("dtype", "bits"),
-    [(d, b) for d in DTYPES for b in (16, 8, 4)],
-    ids=lambda v: str(v).removeprefix("torch."),
-)
+KINDS = [(d, b) for d in DTYPES for b in (16, 8, 4)]
 
 # (k, splits, bias): whole strips, odd everything, narrow parts, wide; several tiles; two and four splits of K
 SHAPES: list[tuple[int, tuple[int, ...], bool]] = [
@@ -38,6 +34,7 @@ SHAPES: list[tuple[int, tuple[int, ...], bool]] = [
     (1100, (70,), True),
     (2048, (96, 40), False),
 ]
+QUICK = (SHAPES[1], SHAPES[5])
 
 
 def randn(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,8 +66,16 @@ def run(
     return out
 
 
-@each_kind
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "bits"),
+    [
+        # the interpreter takes seconds for each
+        pytest.param(shape, *kind, marks=[] if shape in QUICK else [pytest.mark.slow])
+        for shape in SHAPES
+        for kind in KINDS
+    ],
+    ids=str,
+)
 def test_linear_equals_fp32(dtype: torch.dtype, bits: int, shape: tuple[int, tuple[int, ...], bool]) -> None:
     """Odd sizes, parts with and without bias, deltas for some rows, outputs in both dtypes, added or not."""
     k, splits, bias = shape
@@ -98,7 +103,11 @@ def test_linear_equals_fp32(dtype: torch.dtype, bits: int, shape: tuple[int, tup
         close(added, before + expected, dtype, bits)
 
 
-@each_kind
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [pytest.param(d, b, marks=[] if (d, b) == KINDS[3] else [pytest.mark.slow]) for d, b in KINDS],
+    ids=str,
+)
 def test_a_row_keeps_its_bits_in_any_company_and_any_tile(dtype: torch.dtype, bits: int) -> None:
     """Alone, among 70, among 300, with splits of K by one program or by several, in each candidate's tile."""
     rng = torch.Generator().manual_seed(bits)

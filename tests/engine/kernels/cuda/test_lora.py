@@ -72,8 +72,16 @@ def truth(x: Tensor, linear: CudaLinear, pairs: list[LoraPair | None]) -> Tensor
 
 
 @each_dtype
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("segments", SEGMENTS, ids=lambda s: str(s[0]))
+@pytest.mark.parametrize(
+    ("shape", "segments"),
+    [
+        # the interpreter takes a second for each
+        pytest.param(shape, s, marks=[] if i == j or shape == SHAPES[1] else [pytest.mark.slow])
+        for i, shape in enumerate(SHAPES)
+        for j, s in enumerate(SEGMENTS)
+    ],
+    ids=str,
+)
 def test_every_row_gets_its_own_adapter(dtype: torch.dtype, shape: Any, segments: Any) -> None:
     """Any mix of ranks, absent parts and odd sizes; what rows without an adapter hold is left alone."""
     (k, splits), (starts, ranks) = shape, segments
@@ -112,11 +120,13 @@ def test_linears_of_one_adapter_lie_side_by_side(dtype: torch.dtype) -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize("popularity", ["identical", "distinct", "zipf"])
+@pytest.mark.parametrize(
+    "popularity", ["zipf", *(pytest.param(p, marks=pytest.mark.slow) for p in ("identical", "distinct"))]
+)
 def test_a_row_keeps_its_bits_in_any_company(dtype: torch.dtype, popularity: str) -> None:
     """Alone, in a prompt, among others' rows, whatever their adapters' ranks and however columns are cut."""
     rng = torch.Generator().manual_seed(3)
-    splits, k, rows = (80, 48, 40), 1100, 50
+    splits, k, rows = (80, 48, 40), 1100, 40
     linear = plain(k, splits)
     kept = [
         pack([linear], [adapter(rng, k, splits, r)], dtype) for r in ((16, 16, 16), (5, 0, 1), (70, 8, 2))

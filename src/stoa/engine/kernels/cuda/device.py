@@ -28,6 +28,12 @@ class Gpu:
     memory_bytes: int
     driver: str = ""  # newest CUDA that the driver knows, "" unknown
 
+    @property
+    def kernels_name(self) -> str:
+        """Of kernels that run on it."""
+        kind = f"sm{self.capability[0]}{self.capability[1]}" if self.memory_bytes else self.name
+        return f"cuda-{kind}"
+
 
 def interpreted() -> bool:
     return os.environ.get(INTERPRET) == "1"

@@ -39,7 +39,7 @@ class CudaKernels:
     def __init__(self, dtype: torch.dtype, gpu: Gpu, tuning: Tuning, launch: Launch = direct) -> None:
         self.dtype = dtype
         self.device = gpu.device
-        self.name = f"cuda-sm{gpu.capability[0]}{gpu.capability[1]}"
+        self.name = gpu.kernels_name
         self.launch = launch
         self.scratch = Scratch(gpu)
         self._tuning = tuning

@@ -71,6 +71,7 @@ def lay_out(
     """Writes the adapter to host memory, uint8 [adapter_nbytes]; a copy of it serves wherever it lies."""
     records = np.zeros(len(linears), dtype=_RECORD)
     flat = into[records.nbytes :].view(dtype)
+    bits = torch.int16 if dtype.itemsize == 2 else torch.int32
     at = 0
 
     def place(matrix: Tensor) -> int:
@@ -79,7 +80,8 @@ def lay_out(
         rows, width = matrix.shape
         where = records.nbytes + at * dtype.itemsize
         target = flat[at : at + rows * filled(width, dtype)].view(rows, -1)
-        target[:, :width] = matrix
+        # numpy turns B four times as fast as torch does on one thread
+        np.copyto(target[:, :width].view(bits).numpy(), matrix.to(dtype).view(bits).numpy())
         target[:, width:] = 0
         at += target.numel()
         return where

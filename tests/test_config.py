@@ -29,7 +29,7 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
         ("", {"dtype": "int3"}, "command line: dtype is 'int3'; accepted: auto, bf16, fp32"),
         ("", {"threads": -1}, "threads is -1; accepted: an integer, at least 0 and at most 256"),
         ("", {"max_num_seqs": 0}, "max_num_seqs is 0"),
-        ("", {"max_batch_tokens": -3}, "at least 1"),
+        ("", {"max_batch_tokens": -3}, "at least 0"),
         ("pool_gib = nan", {}, "pool_gib is nan; accepted: a number"),
         ("port = 99999", {}, "port is 99999"),
     ],

@@ -10,7 +10,7 @@ import torch
 
 from stoa.engine import Engine
 from stoa.engine.kernels.cuda import device, program
-from stoa.engine.kernels.cuda.kernels import CudaKernels
+from stoa.engine.model.rehearsal import rehearse
 from tests.engine.driving import assert_all_returned, drain, make_engine, request
 from tests.engine.test_parity import PROMPT, reference
 from tests.engine.tiny import LORAS, VARIANTS, adapter_folder, model_folder
@@ -75,8 +75,7 @@ def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
         assert isinstance(found, program.CudaProgram)
         return {key: graph.captured for key, graph in found._graphs.items()}
 
-    assert isinstance(engine.kernels, CudaKernels)
-    engine.kernels.scratch.partials(48)  # as a rehearsal does: no step is larger
+    rehearse(engine.decoder, 10, 2, engine.layout)
     ask([3, 1])  # rank 33 on two layers, rank 16 on all: the rest is within that
     before = graphs()
     ask([4, 0])
@@ -211,6 +210,6 @@ def test_a_model_that_does_not_fit_says_which_setting_to_lower() -> None:
 def test_a_rehearsal_leaves_no_trace() -> None:
     """Steps on nothing before the first: the answer is the same, and decoding goes on from graphs."""
     engine = cuda_engine(model_folder("llama"), max_batch_tokens=5)
-    engine.decoder.rehearse(5, 4, engine.layout)
+    rehearse(engine.decoder, 5, 4, engine.layout)
     answer = drain(engine, [request("r", PROMPT[:5], max_tokens=3)])["r", 0]
     assert answer.tokens == reference("llama", None, PROMPT[:5], 3)[1]

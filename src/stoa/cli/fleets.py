@@ -18,7 +18,7 @@ import msgspec
 
 from stoa.config import Settings
 from stoa.economics.node import Node
-from stoa.engine.config import EngineConfig
+from stoa.engine.config import EngineConfig, step_rows
 from stoa.engine.model.config import read_model_config
 from stoa.errors import ConfigError
 from stoa.fleet.fleet import Fleet
@@ -238,7 +238,7 @@ def read_profile(settings: Settings) -> Profile:
             prompt_row_s=2e-4,
             decode_row_s=5e-4,
             max_num_seqs=settings.max_num_seqs,
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=step_rows(settings.device, settings.max_batch_tokens),
             load_s=_LOAD_S,
             adapter_load_s=_ADAPTER_LOAD_S,
         )

@@ -45,6 +45,12 @@ class Batch:
     sample_lora: Any
 
 
+def numbers_on(device: torch.device, values: list[int]) -> Tensor:
+    """int64; on their way to a GPU when this returns."""
+    host = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
+
+
 def build_batch(
     plan: Mapping[Sequence, int], kernels: Kernels, packed: Callable[[str], PackedAdapter | None]
 ) -> Batch:
@@ -70,14 +76,14 @@ def build_batch(
         counts=counts,
         starts=starts,
         tokens=tokens,
-        token_ids=torch.tensor(tokens, dtype=torch.int64, device=kernels.device),
+        token_ids=numbers_on(kernels.device, tokens),
         rows=_attention_rows(seqs, counts, starts, positions),
         segments=segments,
         lora=_lora_rows(kernels, packed, segments),
         sampled=sampled,
         sample_counts=sample_counts,
         samples=samples,
-        sample_rows=torch.tensor(samples, dtype=torch.int64, device=kernels.device),
+        sample_rows=numbers_on(kernels.device, samples),
         sample_segments=sample_segments,
         sample_lora=_lora_rows(kernels, packed, sample_segments),
     )

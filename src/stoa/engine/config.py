@@ -44,4 +44,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def step_rows(self) -> int:
         """Rows of the largest step."""
-        return self.max_batch_tokens or {"cpu": 512, "cuda": 2048}[self.device]
+        return step_rows(self.device, self.max_batch_tokens)
+
+
+def step_rows(device: Device, asked: int) -> int:
+    """`max_batch_tokens` as it counts: 0 chooses."""
+    return asked or {"cpu": 512, "cuda": 2048}[device]

@@ -13,6 +13,7 @@ from stoa.engine.kernels import default_threads, load_kernels
 from stoa.engine.kernels.interface import Kernels, KVLayout, LoraPair
 from stoa.engine.limits import available_bytes, check_weights, device_bytes
 from stoa.engine.model.decoder import Decoder
+from stoa.engine.model.rehearsal import rehearse
 from stoa.engine.parallel.shards import Shards
 from stoa.engine.request import AdapterRef
 
@@ -31,7 +32,9 @@ class Loaded:
     def rehearse(self, config: EngineConfig) -> None:
         """With all ranks at once. On a CPU nothing has to be compiled, measured or taken."""
         if self.kernels.device.type != "cpu":
-            self.decoder.rehearse(config.step_rows, config.max_num_seqs, self.layout)
+            rehearse(self.decoder, config.step_rows, config.max_num_seqs, self.layout)
+        if self.kernels.device.type == "cuda":
+            torch.cuda.empty_cache()  # what was needed for a moment is free for the pool
 
 
 def load(config: EngineConfig, shards: Shards, max_model_len: int) -> Loaded:

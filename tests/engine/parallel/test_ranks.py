@@ -258,7 +258,8 @@ def children() -> list[int]:
 
 
 LEADER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they start in the background ignore it
 from tests.engine.driving import make_engine
 from pathlib import Path
 engine = make_engine(Path(sys.argv[1]), tensor_parallel=2, threads=2)

@@ -195,6 +195,9 @@ class CpuKernels:
     def _address(self, flat: Tensor, at: int) -> int:
         return flat.data_ptr() + at * self.dtype.itemsize
 
+    def forget_adapters(self) -> None:
+        """Nothing is kept of them."""
+
     def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> Segments:
         return Segments(starts, adapters)  # type: ignore[arg-type]
 

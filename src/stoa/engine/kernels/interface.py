@@ -213,6 +213,10 @@ class Kernels(LayerOps, Protocol):
         index that `linear(…, index)` uses later."""
         ...
 
+    def forget_adapters(self) -> None:
+        """None that was staged so far will be used again."""
+        ...
+
     def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> Any:
         """Once per step: segment g is rows starts[g]:starts[g+1] and uses adapters[g]. len(starts) ==
         len(adapters) + 1, starts[0] == 0, starts[-1] == T. Result is passed to `linear`."""

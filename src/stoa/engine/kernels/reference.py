@@ -123,6 +123,9 @@ class TorchKernels:
             parts.append(mine)
         return TorchAdapter(parts, at * self.dtype.itemsize)
 
+    def forget_adapters(self) -> None:
+        """Nothing is kept of them."""
+
     def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> _Segments:
         return _Segments(list(starts), list(adapters))  # type: ignore[arg-type]
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +26,6 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("down_proj",),
 )
 LM_HEAD_LAYER = -1
-_LONG, _MOST_DECODING = 2048, 256  # tokens of context and sequences, of steps that are rehearsed
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
@@ -102,20 +100,16 @@ class Decoder:
         keys = [[(i, m) for m in group] for i in range(self.config.num_layers) for group in GROUPS]
         return [*keys, [(LM_HEAD_LAYER, "lm_head")]]
 
-    def rehearse(self, rows: int, seqs: int, layout: KVLayout) -> None:
-        """Makes steps of all sizes, on nothing, up to the largest there can be: afterwards kernels are compiled and
-        measured, and all memory that steps need is taken."""
-        self._make_buffers(rows)
+    def try_step(
+        self, count: int, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout, *, most: int
+    ) -> None:
+        """The layers on `count` rows of zeros, of which nothing is kept but memory for steps of `most` rows."""
+        if self._buffers is None or len(self._buffers.residual) < most:
+            self._make_buffers(most)
         assert self._buffers is not None
-        kv = torch.zeros(layout.page_bytes, dtype=torch.uint8, device=self.kernels.device)
-        for size in sorted({*(1 << i for i in range(rows.bit_length())), rows}):
-            self._buffers.residual.zero_()
-            nothing = _nothing(size, min(_LONG, len(self.rope)), layout.block_size)
-            self._layers(self.kernels, self._buffers.first(size), nothing, None, kv, layout)
-        for size in sorted({1, min(seqs, rows)}):
-            self.logits(self._buffers.x[:size], None)
-        if self.kernels.device.type == "cuda":
-            torch.cuda.synchronize(self.kernels.device)
+        b = self._buffers.first(count)
+        b.residual.zero_()
+        self._layers(self.kernels, b, rows, lora, kv, layout)
 
     def forward(
         self, token_ids: Tensor, rows: AttentionRows, lora: Any, kv: Tensor, layout: KVLayout
@@ -192,18 +186,6 @@ class Decoder:
         torch.empty(
             own + self.group.gathering_bytes(sampled, self.shards.widths()), dtype=torch.uint8, device=device
         )  # kept by torch for what comes next
-
-
-def _nothing(rows: int, context: int, block_size: int) -> AttentionRows:
-    """Rows that leave no key and value: of as many sequences, or if there are more than a step ever decodes, of one."""
-    seqs = rows if rows <= _MOST_DECODING else 1
-    return AttentionRows(
-        query_start=np.linspace(0, rows, seqs + 1).astype(np.int32),
-        context_len=np.full(seqs, context, dtype=np.int32),
-        block_table=np.zeros((seqs, -(-context // block_size)), dtype=np.int32),
-        positions=np.full(rows, context - 1, dtype=np.int32),
-        slots=np.full(rows, -1, dtype=np.int64),
-    )
 
 
 def _read(shards: Shards, source: Source, bits: int) -> tuple[list[Layer], Tensor, Linear, Tensor]:

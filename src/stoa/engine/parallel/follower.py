@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from stoa.engine.batch import numbers_on
 from stoa.engine.config import EngineConfig
 from stoa.engine.kernels.interface import PackedAdapter
 from stoa.engine.limits import context_limit, pool_share
@@ -86,8 +87,8 @@ class Follower:
 
     def _step(self, step: Step) -> None:
         decoder, device = self.parts.decoder, self.parts.kernels.device
-        tokens = torch.tensor(step.tokens, dtype=torch.int64, device=device)
-        samples = torch.tensor(step.samples, dtype=torch.int64, device=device)
+        tokens = numbers_on(device, step.tokens)
+        samples = numbers_on(device, step.samples)
         lora, sample_lora = self._lora(step.lora), self._lora(step.sample_lora)
         hidden = decoder.forward(tokens, rows_of(step), lora, self.pool.arena, self.parts.layout)
         if step.samples:

@@ -67,6 +67,7 @@ class Compiler:
                 "shared": made.metadata.shared, "warps": warps, "stages": stages, "grid": list(grid),
                 "mma": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", made.asm["ptx"]))),
                 "widest_load": widest_load(made.asm["ptx"]),
+                "in_flight": max(map(int, re.findall(r"cp\.async\.wait_group\s+(\d+)", made.asm["ptx"])), default=0),
             }  # fmt: skip
 
 
@@ -125,10 +126,10 @@ def layer(kernels: CudaKernels, bits: int, rows: int, *, decode: bool) -> None:
     layout = kernels.kv_layout(32, KV_HEADS, HEAD_DIM, 16)
     pages = torch.empty(1000 * layout.page_bytes, dtype=torch.uint8, device=META)
     facts = step(rows, 2048, decode=decode)
+    kernels.scratch.expect([[16, 16, 16], [16], [16, 16], [16]])
     lora = kernels.lora_rows(
         list(range(rows + 1)) if decode else [0, rows], [CudaAdapter(0, 0)] * (rows if decode else 1)
     )
-    kernels.scratch.expect([[16, 16, 16], [16], [16, 16], [16]])
     kernels.rms_norm(residual, torch.empty(HIDDEN, device=META), 1e-5, x)
     kernels.linear(x, w_qkv, qkv, lora=lora, index=0)
     table = torch.empty(8192, HEAD_DIM, device=META)

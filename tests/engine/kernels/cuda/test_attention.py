@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.attention import attention, parts_of, tile_rows, walkers, workspace
+from stoa.engine.kernels.cuda.attention import (
+    attention,
+    parts_of,
+    stages,
+    tile_keys,
+    tile_rows,
+    walkers,
+    workspace,
+)
 from stoa.engine.kernels.cuda.launch import direct
 from stoa.engine.kernels.cuda.rope import rope_append
 from stoa.engine.kernels.cuda.step import DeviceRows, upload_rows
@@ -96,7 +104,7 @@ def cases(quick: list[tuple[Any, ...]], *choices: Iterable[Any]) -> list[Any]:
 
 
 ALL_HEADS = [*HEADS, (5, 1, 80, 48), (2, 2, 96, 64), (70, 1, 16, 16)]
-QUICK = [((4, 2, 16, 16), 70, torch.bfloat16), ((3, 3, 10, 16), 0, torch.float32)]
+QUICK = [((4, 2, 16, 16), 70, torch.bfloat16), ((5, 1, 80, 48), 0, torch.float32)]  # tiles of 64, of 32 keys
 
 
 @pytest.mark.parametrize(("heads", "window", "dtype"), cases(QUICK, ALL_HEADS, (0, 70), DTYPES), ids=str)
@@ -160,9 +168,20 @@ def test_keys_outside_a_window_are_not_read() -> None:
 
 
 def test_a_tile_holds_the_heads_of_a_group() -> None:
-    """Rows x heads fill a tile; programs share splits only where tiles alone do not fill the machine."""
     assert [tile_rows(groups) for groups in (1, 4, 6, 64, 71)] == [64, 16, 10, 1, 1]
-    assert [walkers(tiles, 16, 132) for tiles in (1, 32, 64, 8192)] == [16, 16, 8, 1]
-    assert walkers(1, 1, 132) == 1
     assert parts_of(3, 8, 40) == 960
     assert [parts_of(1, 1, 40, window, 512) for window in (1, 2, 513, 514, 1025, 1026)] == [1, 2, 2, 3, 3, 4]
+
+
+def test_programs_share_splits_where_tiles_are_few_or_contexts_long() -> None:
+    assert [walkers(tiles, 16, 132) for tiles in (1, 32, 64)] == [16, 16, 8]
+    assert [walkers(8192, splits, 132) for splits in (1, 4, 5, 16, 64, 1000)] == [1, 1, 2, 4, 8, 8]
+    assert walkers(1, 1, 132) == 1
+
+
+def test_tiles_of_keys_are_loaded_ahead() -> None:
+    """As many as the smallest GPUs' shared memory holds beside queries, scores and weights; fp32 is not for speed."""
+    shapes = [(32, 2), (64, 2), (128, 2), (256, 2), (128, 4), (256, 4)]
+    assert [(tile_keys(*shape), stages(*shape)) for shape in shapes] == [
+        (64, 5), (64, 5), (64, 3), (32, 2), (32, 2), (16, 1)
+    ]  # fmt: skip

@@ -28,6 +28,8 @@ def test_a_decode_step_compiles_without_spilling(capability: int) -> None:
         assert facts["spilled"] <= most, label
         assert facts["shared"] <= MOST_SHARED[capability], label
         assert facts["widest_load"] == 16, label
+        if kernel in ("linear_kernel", "_attention", "_shrink"):
+            assert facts["in_flight"] > 0, label  # copies that a turn of the loop does not wait for
         if kernel == "linear_kernel":
             assert facts["mma"] == [MATRIX[capability]], label  # one family, whatever the rows
         if kernel in ("_shrink", "_expand"):

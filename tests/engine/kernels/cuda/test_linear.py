@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,14 +56,12 @@ def truth(weights: list[Tensor], bits: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([dequantize(*quantize_weight(w, bits), bits, w.shape[1]) for w in weights])
 
 
-def run(
-    w: CudaLinear, x: Tensor, tile: Tile | None = None, out: Tensor | None = None, **how: Tensor
-) -> Tensor:
+def run(w: CudaLinear, x: Tensor, tile: Tile | None = None, out: Tensor | None = None, **how: Any) -> Tensor:
     """fp32 out where none is given."""
     out = torch.full((len(x), w.n), torch.nan) if out is None else out
     workspace = Workspace.of([w], len(x), CPU)
     tile = tile or default(w, len(x))
-    linear(direct, x.contiguous(), w, out, tile=tile, workspace=workspace, **how)  # type: ignore[arg-type]
+    linear(direct, x.contiguous(), w, out, tile=tile, workspace=workspace, **how)
     assert not workspace.counters.any(), "the next launch finds them zero"
     return out
 
@@ -101,6 +101,7 @@ def test_linear_equals_fp32(dtype: torch.dtype, bits: int, shape: tuple[int, tup
             accumulate=True, workspace=Workspace.of([w], rows, CPU),
         )  # fmt: skip
         close(added, before + expected, dtype, bits)
+        assert torch.equal(run(w, x, after_lora=True), run(w, x))
 
 
 @pytest.mark.parametrize(

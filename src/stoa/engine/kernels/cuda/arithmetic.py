@@ -29,12 +29,35 @@ def next_may_begin(EARLY: tl.constexpr):
 
 
 @triton.jit
-def inputs_ready(EARLY: tl.constexpr):
+def wait_for_inputs(EARLY: tl.constexpr):
     """What the kernel before this one wrote is there from here on. Every program of every kernel comes by, also one that
-    has nothing to do: whoever waits for this kernel must have waited for the one before. The next kernel may begin."""
-    next_may_begin(EARLY)
+    has nothing to do: whoever waits for this kernel must have waited for the one before."""
     if EARLY:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def inputs_ready(EARLY: tl.constexpr):
+    """The next kernel may begin, and this one goes on when its inputs are there."""
+    next_may_begin(EARLY)
+    wait_for_inputs(EARLY)
+
+
+@triton.jit
+def up_to_date(EARLY: tl.constexpr):
+    """Drops what this multiprocessor's L1 cache holds: what was complete before is read from the L2 cache, as it is."""
+    if EARLY:
+        tl.inline_asm_elementwise(
+            "fence.acq_rel.gpu; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def prefetch(at):
+    """Brings what lies at the pointers `at`, and some bytes around, to the L2 cache. Nobody waits for it."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit

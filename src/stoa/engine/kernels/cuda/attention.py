@@ -21,8 +21,11 @@ from stoa.engine.kernels.cuda.step import SPLIT, DeviceRows
 from stoa.engine.kernels.interface import KVLayout
 
 TILE_M = 64  # query rows x heads: one kind of matrix instruction for prompts and single tokens
-TILE_N = 64  # keys that one product reads; SPLIT is a multiple
 WAVES = 4  # programs that are wanted for each multiprocessor, before one walks through several splits
+_LONG_WALK = 4  # splits. What has more is shared by up to _MOST_SHARE programs even if there are tiles enough
+_MOST_SHARE = 8
+_TILE_BYTES = 32 * 1024  # keys and values that one turn of the loop reads
+_SHARED_BYTES = 92 * 1024  # the rest of 99 KB is for scores and weights
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,24 @@ def tile_rows(groups: int) -> int:
 
 
 def walkers(tiles: int, splits: int, multiprocessors: int) -> int:
-    """Programs that share the splits of each of `tiles` (query tiles x KV heads)."""
-    return max(1, min(splits, WAVES * multiprocessors // max(1, tiles)))
+    """Programs that share the splits of each of `tiles` (query tiles x KV heads).
+
+    Many tiles fill the machine, but a step lasts as long as its longest context: that has more programs than one. In
+    tiles with fewer splits they have nothing to do and return at once."""
+    wanted = max(WAVES * multiprocessors // max(1, tiles), min(-(-splits // _LONG_WALK), _MOST_SHARE))
+    return max(1, min(splits, wanted))
+
+
+def tile_keys(tile_d: int, itemsize: int) -> int:
+    """Keys of one tile, a divisor of SPLIT: fixed by the shape and dtype of heads, since bits depend on it."""
+    return max(16, min(64, _TILE_BYTES // (2 * tile_d * itemsize)))
+
+
+def stages(tile_d: int, itemsize: int) -> int:
+    """One tile of keys is worked on while the others are loaded. Those fit into 99 KB of shared memory beside the
+    queries: the one worked on is in registers. From Hopper on it is not, and two programs fit into 227 KB."""
+    tile = 2 * tile_keys(tile_d, itemsize) * tile_d * itemsize
+    return 1 + max(0, min(4, (_SHARED_BYTES - TILE_M * tile_d * itemsize) // tile))
 
 
 def attention(
@@ -78,10 +97,10 @@ def attention(
         _attention, (rows.num_tiles, heads, programs),
         q, out, scratch.sums, scratch.peaks, pages, rows.positions, rows.tiles, rows.block_start, rows.blocks,
         layer, seen, scale * math.log2(math.e),
-        warps=_warps(half, q.dtype), stages=_stages(2 * half, q.dtype),
+        warps=_warps(half, q.dtype), stages=stages(2 * half, q.dtype.itemsize),
         WALK=programs == 1, WINDOW=window, SPLIT=split, HEADS=heads, GROUPS=groups, D=d, BLOCK=layout.block_size,
-        PAGE=layout.page_bytes // q.dtype.itemsize, HALF=half, TILE_N=TILE_N,
-        TILE_M=max(TILE_M, triton.next_power_of_2(groups)),
+        PAGE=layout.page_bytes // q.dtype.itemsize, HALF=half,
+        TILE_N=tile_keys(2 * half, q.dtype.itemsize), TILE_M=max(TILE_M, triton.next_power_of_2(groups)),
     )  # fmt: skip
     if programs > 1:
         launch(
@@ -97,12 +116,6 @@ def _warps(half: int, dtype: torch.dtype) -> int:
     return 4 if half <= 64 else 8
 
 
-def _stages(tile_d: int, dtype: torch.dtype) -> int:
-    """Key tiles in flight, such that they fit into 99 KB of shared memory beside the queries."""
-    tile = 2 * TILE_N * tile_d * dtype.itemsize
-    return max(1, min(3, 80 * 1024 // tile))
-
-
 @triton.jit
 def _columns(rows, i, D: tl.constexpr, FULL: tl.constexpr):
     """Columns `i` of what starts at `rows`; 0 behind the D-th. Without a mask if they are there in FULL."""
@@ -110,6 +123,12 @@ def _columns(rows, i, D: tl.constexpr, FULL: tl.constexpr):
         return tl.load(rows[:, None] + i[None, :])
     else:  # noqa: RET505 - Triton compiles what follows a return
         return tl.load(rows[:, None] + i[None, :], mask=(i < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _held(at, end, since):
+    """Keys to read for `at`: what nobody sees may be NaN, which a weight of 0 would not silence."""
+    return tl.maximum(tl.minimum(at, end - 1), since)
 
 
 @triton.jit
@@ -126,12 +145,13 @@ def _attend(
     mass = tl.zeros([M], tl.float32)
     left, right = tl.zeros([M, HALF], tl.float32), tl.zeros([M, HALF], tl.float32)
     half = tl.arange(0, HALF)
+    next_page = tl.load(table + _held(begin + tl.arange(0, TILE_N), end, since) // BLOCK)
     for start in range(begin, end, TILE_N):
         at = start + tl.arange(0, TILE_N)
-        # What nobody sees may be NaN, which a weight of 0 would not silence: somebody's key is read instead.
-        held = tl.maximum(tl.minimum(at, end - 1), since)
-        page = tl.load(table + held // BLOCK).to(tl.int64)
-        rows = keys + page * PAGE + held % BLOCK * D
+        page = next_page.to(tl.int64)
+        # A turn ahead: keys whose address is itself on its way would be loaded without any overlap.
+        next_page = tl.load(table + _held(at + TILE_N, end, since) // BLOCK)
+        rows = keys + page * PAGE + _held(at, end, since) % BLOCK * D
         k = _columns(rows, tl.arange(0, 2 * HALF), D, FULL)
         scores = dot(query, tl.trans(k), tl.zeros([M, TILE_N], tl.float32))
         behind = position[:, None] - at[None, :]

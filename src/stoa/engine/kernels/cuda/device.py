@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -53,6 +56,10 @@ def find_gpu() -> Gpu:
     why = _why_not()
     if why:
         raise _refusal(why)
+    if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
+        raise _refusal("Triton needs a C compiler at run time; install gcc or clang, or set CC")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        raise _refusal("Triton needs Python's headers at run time; install python3-dev")
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     capability = (found.major, found.minor)
     check_capability(found.name, capability)

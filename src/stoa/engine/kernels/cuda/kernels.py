@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from stoa.engine.kernels.interface import AttentionRows, DrawRow, KVLayout, Line
 if TYPE_CHECKING:
     from stoa.engine.parallel.group import Group
 
+C = TypeVar("C")
+
 
 class CudaKernels:
     """Implements `interface.Kernels`."""
@@ -43,6 +45,7 @@ class CudaKernels:
         self.launch = launch
         self.scratch = Scratch(gpu)
         self._tuning = tuning
+        self._choices: dict[tuple[Any, ...], Any] = {}
         self._rows: tuple[AttentionRows, int, DeviceRows] | None = None
         self._stager = Stager(gpu.device)
 
@@ -67,7 +70,7 @@ class CudaKernels:
         self, linears: Sequence[Linear], pairs: Sequence[Sequence[LoraPair | None]]
     ) -> Callable[[Tensor], CudaAdapter]:
         ranks = [[0 if pair is None else pair.a.shape[0] for pair in group] for group in pairs]
-        host = self._stager.room(self.adapter_nbytes(linears, ranks))
+        host = torch.empty(self.adapter_nbytes(linears, ranks), dtype=torch.uint8)
         lora.lay_out(linears, pairs, self.dtype, host)
         return functools.partial(self._bring, host, ranks)
 
@@ -76,7 +79,11 @@ class CudaKernels:
         self.scratch.expect(ranks)
         return CudaAdapter(dst.data_ptr(), dst.numel())
 
+    def forget_adapters(self) -> None:
+        self.scratch.forget_adapters()
+
     def lora_rows(self, starts: Sequence[int], adapters: Sequence[PackedAdapter | None]) -> Segments:
+        self.scratch.settle()
         return Segments(starts, adapters)  # type: ignore[arg-type]
 
     # -- one layer's work
@@ -84,26 +91,45 @@ class CudaKernels:
     def linear(
         self, x: Tensor, w: Any, out: Tensor, *, lora: Any = None, index: int = 0, accumulate: bool = False
     ) -> None:
-        segments = lora.sent(self.device) if isinstance(lora, Segments) else lora
-        delta = None
-        if segments is not None and self.scratch.adapted(index):
+        delta = adapted = None
+        after_lora = False
+        if lora is not None and self.scratch.adapted(index):
+            segments = lora.sent(self.device) if isinstance(lora, Segments) else lora
+            after_lora = segments.num_tiles > 0  # else nothing is launched
+        if after_lora:
             delta = self._lora(x, w, out, segments, index, accumulate=accumulate)
-        tile = self._tuning.choose(
-            "linear",
-            (w.n, w.k, w.bits, str(self.dtype), dense.row_class(x.shape[0])),
-            dense.candidates(w, x.shape[0]),
-            lambda tile: self._dense(x, w, torch.empty_like(out), tile, None, None, accumulate=accumulate),
-        )
-        adapted = segments.adapted if delta is not None else None
-        self._dense(x, w, out, tile, delta, adapted, accumulate=accumulate)
+            adapted = None if delta is None else segments.adapted
+        tile = self._tile(x, w, out, accumulate=accumulate)
+        self._dense(x, w, out, tile, delta, adapted, accumulate=accumulate, after_lora=after_lora)
+
+    def _tile(self, x: Tensor, w: CudaLinear, out: Tensor, *, accumulate: bool) -> dense.Tile:
+        rows = x.shape[0]
+        key = (w.n, w.k, w.bits, dense.row_class(rows))
+
+        def run(tile: dense.Tile) -> None:
+            self._dense(x, w, torch.empty_like(out), tile, None, None, accumulate=accumulate)
+
+        return self._chosen(("linear", *key), lambda: dense.candidates(w, rows), run)
+
+    def _chosen(
+        self, key: tuple[Any, ...], candidates: Callable[[], Sequence[C]], run: Callable[[C], None]
+    ) -> C:
+        """Of the candidates for what `key` says: it is asked for often, and answered from memory."""
+        found: C | None = self._choices.get(key)
+        if found is None:
+            name, *rest = key
+            found = self._tuning.choose(name, (*rest, str(self.dtype)), candidates(), run)
+            if not self._tuning.frozen:
+                self._choices[key] = found
+        return found
 
     def _dense(
         self, x: Tensor, w: CudaLinear, out: Tensor, tile: dense.Tile, delta: Tensor | None, adapted: Tensor | None,
-        *, accumulate: bool,
+        *, accumulate: bool, after_lora: bool = False,
     ) -> None:  # fmt: skip
         dense.linear(
             self.launch, x, w, out, tile=tile, delta=delta, has_delta=adapted, accumulate=accumulate,
-            workspace=self.scratch.partials(x.shape[0]),
+            after_lora=after_lora, workspace=self.scratch.partials(x.shape[0]),
         )  # fmt: skip
 
     def _lora(
@@ -113,16 +139,17 @@ class CudaKernels:
         rows = x.shape[0]
         h = self.scratch.shrunk(lora.pieces(w.k)[0], rows)
         target = out if accumulate else self.scratch.delta(rows, w.n)
-        lora.shrink(self.launch, x, len(w.splits), index, segments, h)
-        key = (w.k, w.splits, str(self.dtype), dense.row_class(segments.num_tiles))
-        spare = self.scratch.delta(rows, w.n)
 
-        def run(how: lora.Expand, target: Tensor = spare) -> None:
+        def expand(how: lora.Expand, target: Tensor) -> None:
             lora.expand(
                 self.launch, h, self.dtype, w.k, w.splits, index, segments, target, how, accumulate=accumulate
             )
 
-        run(self._tuning.choose("expand", key, lora.EXPANDS, run), target)
+        lora.shrink(self.launch, x, len(w.splits), index, segments, h)
+        key = ("expand", w.k, w.splits, dense.row_class(segments.num_tiles))
+        trial = functools.partial(torch.empty, rows, w.n, device=self.device)
+        how = self._chosen(key, lambda: lora.EXPANDS, lambda how: expand(how, trial()))
+        expand(how, target)
         return None if accumulate else target
 
     def add_reduced(self, partial: Tensor, residual: Tensor, group: Group) -> None:

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stoa.engine.kernels.cuda.arithmetic import dot, inputs_ready, next_may_begin, rounded
+from stoa.engine.kernels.cuda.arithmetic import dot, next_may_begin, prefetch, rounded, wait_for_inputs
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.segments import TILE, DeviceSegments
 from stoa.engine.kernels.interface import Linear, LoraPair
@@ -113,6 +113,7 @@ EXPANDS = tuple(
     Expand(c, w, s) for c, w, s in ((256, 4, 2), (512, 4, 2), (128, 4, 2), (512, 8, 2), (1024, 8, 1))
 )
 SHRINK_WARPS, SHRINK_STAGES = 4, 4
+_LINES = tl.constexpr(16)  # of 64 bytes: what stages hold of a row of A in bf16, and a usual piece has
 
 
 def pieces(k: int) -> tuple[int, int]:
@@ -158,56 +159,79 @@ def _power_of_two(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
+# Tiles and adapters are there whatever kernel comes before: they are sent before a step's first one, so that they may be
+# read before it has ended. They come from the L2 cache, as nothing drops then what the L1 cache still holds of others.
+
+
 @triton.jit
 def _tile(tiles):
     """(first row, rows, adapter's address) of this program's tile."""
     tile = tiles + tl.program_id(0) * 3
-    return tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    first = tl.load(tile, cache_modifier=".cg")
+    return first, tl.load(tile + 1, cache_modifier=".cg"), tl.load(tile + 2, cache_modifier=".cg")
 
 
 @triton.jit
-def _ranks(record):
-    """Of the three parts; absent ones have 0."""
+def _ranks(record, used):
+    """Of the three parts; absent ones have 0, and so has what is not `used`."""
     ranks = (record + 32).to(tl.pointer_type(tl.int32))
-    return tl.load(ranks), tl.load(ranks + 1), tl.load(ranks + 2)
+    rank0 = tl.load(ranks, mask=used, other=0, cache_modifier=".cg")
+    rank1 = tl.load(ranks + 1, mask=used, other=0, cache_modifier=".cg")
+    return rank0, rank1, tl.load(ranks + 2, mask=used, other=0, cache_modifier=".cg")
 
 
 @triton.jit
+def _prefetch_rows(a, total, begin, end, A_STRIDE, COLUMNS: tl.constexpr):
+    """What `_shrink` reads of A first."""
+    LINE: tl.constexpr = 512 // a.dtype.element_ty.primitive_bitwidth  # elements in 64 bytes
+    if total > 0:
+        columns = tl.minimum(tl.arange(0, COLUMNS), total - 1)
+        inputs = tl.minimum(begin + tl.arange(0, _LINES) * LINE, end - 1)
+        prefetch(a + columns[:, None] * A_STRIDE + inputs[None, :])
+
+
+# `_shrink` lets the next kernel begin only when it has waited itself: whoever begins later finds x complete, which lets
+# the product x W^T run beside LoRA (see linear_kernel.py).
+
+
+@triton.jit(do_not_specialize=["index", "T"])
 def _shrink(
     x, tiles, h, index, K, A_STRIDE, T, WIDTH,
     SPAN: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    inputs_ready(EARLY)
     first, rows, adapter = _tile(tiles)
-    if rows > 0:
-        record = adapter + index * RECORD_BYTES
-        rank0, rank1, rank2 = _ranks(record)
-        total = rank0 + rank1 + rank2
-        a = (adapter + tl.load(record.to(tl.pointer_type(tl.int64)))).to(tl.pointer_type(x.dtype.element_ty))
-        a = tl.multiple_of(a, 16)
-        piece = tl.program_id(1)
-        begin = piece * SPAN
-        end = tl.minimum(begin + SPAN, K)
-        row = tl.arange(0, ROWS)
-        xs = x + (first + row)[:, None] * K
-        for column in range(0, total, COLUMNS):
-            columns = column + tl.arange(0, COLUMNS)
-            acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-            for k in range(begin, end, STEP):
-                inputs = k + tl.arange(0, STEP)
-                x_tile = tl.load(
-                    xs + inputs[None, :], mask=(row < rows)[:, None] & (inputs < end)[None, :], other=0.0
-                )
-                a_tile = tl.load(
-                    a + columns[:, None] * A_STRIDE + inputs[None, :],
-                    mask=(columns < total)[:, None] & (inputs < end)[None, :], other=0.0, eviction_policy="evict_first",
-                )  # fmt: skip
-                acc = dot(x_tile, tl.trans(a_tile), acc)
-            to = h + (piece * T + first + row)[:, None] * WIDTH + columns[None, :]
-            tl.store(to, acc, mask=(row < rows)[:, None] & (columns < total)[None, :])
+    record = adapter + index * RECORD_BYTES
+    rank0, rank1, rank2 = _ranks(record, rows > 0)
+    total = rank0 + rank1 + rank2
+    offset = tl.load(record.to(tl.pointer_type(tl.int64)), mask=rows > 0, other=0, cache_modifier=".cg")
+    a = tl.multiple_of((adapter + offset).to(tl.pointer_type(x.dtype.element_ty)), 16)
+    piece = tl.program_id(1)
+    begin = piece * SPAN
+    end = tl.minimum(begin + SPAN, K)
+    row = tl.arange(0, ROWS)
+    if EARLY:
+        _prefetch_rows(a, total, begin, end, A_STRIDE, COLUMNS)
+    wait_for_inputs(EARLY)
+    next_may_begin(EARLY)
+    xs = x + (first + row)[:, None] * K
+    for column in range(0, total, COLUMNS):
+        columns = column + tl.arange(0, COLUMNS)
+        acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for k in range(begin, end, STEP):
+            inputs = k + tl.arange(0, STEP)
+            x_tile = tl.load(
+                xs + inputs[None, :], mask=(row < rows)[:, None] & (inputs < end)[None, :], other=0.0
+            )
+            a_tile = tl.load(
+                a + columns[:, None] * A_STRIDE + inputs[None, :],
+                mask=(columns < total)[:, None] & (inputs < end)[None, :], other=0.0, eviction_policy="evict_first",
+            )  # fmt: skip
+            acc = dot(x_tile, tl.trans(a_tile), acc)
+        to = h + (piece * T + first + row)[:, None] * WIDTH + columns[None, :]
+        tl.store(to, acc, mask=(row < rows)[:, None] & (columns < total)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index", "T"])
 def _expand(
     h, tiles, out, index, T, WIDTH, N, N0, N1, N2, B0, B1, B2, END0, END1,
     PIECES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, UNIT: tl.constexpr,
@@ -217,7 +241,7 @@ def _expand(
     first, rows, adapter = _tile(tiles)
     if rows > 0:
         record = adapter + index * RECORD_BYTES
-        rank0, rank1, rank2 = _ranks(record)
+        rank0, rank1, rank2 = _ranks(record, rows > 0)
         block = tl.program_id(1)
         part = (block >= END0).to(tl.int32) + (block >= END1).to(tl.int32)
         begin = tl.where(part == 0, 0, tl.where(part == 1, END0, END1))
@@ -227,9 +251,9 @@ def _expand(
         rank = tl.where(part == 0, rank0, tl.where(part == 1, rank1, rank2))
         before = tl.where(part == 0, 0, tl.where(part == 1, rank0, rank0 + rank1))  # columns of h
         left = tl.where(part == 0, 0, tl.where(part == 1, N0, N0 + N1))  # columns of out
-        scale = tl.load((record + 44).to(tl.pointer_type(tl.float32)) + part)
-        b = (adapter + tl.load((record + 8).to(tl.pointer_type(tl.int64)) + part)).to(tl.pointer_type(DTYPE))
-        b = tl.multiple_of(b, 16)
+        scale = tl.load((record + 44).to(tl.pointer_type(tl.float32)) + part, cache_modifier=".cg")
+        offset = tl.load((record + 8).to(tl.pointer_type(tl.int64)) + part, cache_modifier=".cg")
+        b = tl.multiple_of((adapter + offset).to(tl.pointer_type(DTYPE)), 16)
         row = tl.arange(0, ROWS)
         columns = (block - begin) * COLUMNS + tl.arange(0, COLUMNS)
         acc = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
@@ -239,17 +263,17 @@ def _expand(
                 b + ranks[:, None] * stride + columns[None, :], mask=(ranks < rank)[:, None] & (columns < n)[None, :],
                 other=0.0, eviction_policy="evict_first",
             )  # fmt: skip
-            inputs_ready(EARLY)  # B is there whatever comes before
+            wait_for_inputs(EARLY)  # B is there whatever comes before
             mask = (row < rows)[:, None] & (ranks < rank)[None, :]
             at = h + (first + row)[:, None] * WIDTH + before + ranks[None, :]
             sums = tl.zeros((ROWS, 16), dtype=tl.float32)
             for piece in tl.static_range(PIECES):
                 sums += tl.load(at + piece * T * WIDTH, mask=mask, other=0.0)
             acc = dot(rounded(sums * scale, DTYPE), b_tile, acc)
-        inputs_ready(EARLY)
+        wait_for_inputs(EARLY)
         to = out + (first + row)[:, None] * N + left + columns[None, :]
         mask = (row < rows)[:, None] & (columns < n)[None, :]
         if ACCUMULATE:
             acc += tl.load(to, mask=mask, other=0.0)
         tl.store(to, acc, mask=mask)
-    inputs_ready(EARLY)
+    wait_for_inputs(EARLY)

@@ -1,12 +1,13 @@
 """A step's layers as a program: started one by one, or played from a CUDA graph.
 
-Steps in which every sequence has one row (decode) are played: their numbers are padded to the next of `SIZES` rows, and
-what differs from step to step (tokens, pages, adapters of any rank) lies in memory that the graph reads. So a graph
-serves every step of its size; only a longer class of contexts, or the first adapters, want another.
+Steps of up to 1024 rows are played, be they of prompts, of decoding sequences or of both: their numbers are padded to the
+next of `SIZES` rows, and what differs from step to step (tokens, pages, adapters of any rank) lies in memory that the
+graph reads. So a graph serves every step of its size; only a longer class of contexts, or the first adapters, want another.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor
 from stoa.engine.kernels.cuda.attention import tile_rows
 from stoa.engine.kernels.cuda.launch import Launch
 from stoa.engine.kernels.cuda.segments import (
+    TILE,
     DeviceSegments,
     Segments,
     device_segments,
@@ -39,7 +41,11 @@ if TYPE_CHECKING:
     from stoa.engine.kernels.cuda.tuning import Tuning
     from stoa.engine.parallel.group import Group
 
-SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+# Rows of graphs. Larger steps keep a GPU busy for longer than it takes to start their kernels one by one.
+SIZES = (
+    1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024
+)  # fmt: skip
+MOST_SEQS = 256  # of a step that is played
 _MOST_GRAPHS = 64  # the longest unused goes
 
 
@@ -53,9 +59,22 @@ def capture(run: Callable[[Launch], None], launch: Launch, device: torch.device,
     """What `run` launches (by `launch`), without doing it."""
     if device.type != "cuda":
         return _Noted(run, launch)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        run(launch)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    collects = gc.isenabled()
+    gc.disable()  # what a collection frees could talk to the driver
+    try:
+        # not torch.cuda.graph: it empties the caches, and after an error leaves its stream the current one
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                run(launch)
+            finally:
+                graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()
+    torch.cuda.current_stream(device).wait_stream(stream)
     return graph
 
 
@@ -136,17 +155,26 @@ class _Key:
     adapted: bool
 
 
+def most_tiles(rows: int, seqs: int, rows_per_tile: int) -> int:
+    """That so many rows of so many sequences can be cut into, each into tiles of its own."""
+    return min(rows, rows // rows_per_tile + seqs)
+
+
 class _Graph:
     """One key's numbers and launches. `captured` is made when they have been started one by one once."""
 
-    def __init__(self, key: _Key, generation: int, blocks: int, device: torch.device) -> None:
-        room = rows_room(key.rows, key.rows, key.rows, blocks)
+    def __init__(self, key: _Key, rows_per_tile: int, blocks: int, device: torch.device) -> None:
         self.key = key
-        self.generation = generation
-        self.blocks = blocks
-        self.buffer = StepBuffer(segments_room(key.rows, key.rows) | room, device)
-        self.rows: DeviceRows = device_rows(self.buffer, key.rows, key.rows, key.splits * SPLIT)
-        self.segments: DeviceSegments | None = device_segments(self.buffer, key.rows) if key.adapted else None
+        self.seqs = min(key.rows, MOST_SEQS)
+        tiles = most_tiles(key.rows, self.seqs, rows_per_tile)
+        lora_tiles = most_tiles(key.rows, self.seqs, TILE)
+        room = rows_room(key.rows, self.seqs, tiles, blocks)
+        self.state = (-1, -1)  # of the scratch memory, when it was captured
+        self.buffer = StepBuffer(segments_room(key.rows, lora_tiles) | room, device)
+        self.rows: DeviceRows = device_rows(self.buffer, key.rows, tiles, key.splits * SPLIT)
+        self.segments: DeviceSegments | None = (
+            device_segments(self.buffer, lora_tiles) if key.adapted else None
+        )
         self.captured: Captured | None = None
 
 
@@ -168,7 +196,7 @@ class CudaProgram:
         self.captures = 0
 
     def __call__(self, count: int, lora: Segments | None, rows: AttentionRows) -> None:
-        if count == len(rows.context_len) and count <= self._sizes[-1]:
+        if count <= self._sizes[-1] and len(rows.context_len) <= MOST_SEQS:
             self._play(count, lora, rows)
         else:
             self._start(count, lora, rows)
@@ -180,19 +208,25 @@ class CudaProgram:
     def _play(self, count: int, lora: Segments | None, rows: AttentionRows) -> None:
         graph = self._graph(count, lora, rows)
         buffer = graph.buffer
+        buffer.await_sent()
         fill_segments(buffer, (lora or Segments([0], [])).tiles())
         buffer.send(fill_rows(buffer, rows, query_tiles(rows, self._rows_per_tile), self._block_size))
-        if graph.captured is not None and graph.generation == self._kernels.scratch.generation:
+        if graph.captured is not None and graph.state == self._state(graph):
             graph.captured.replay()
             return
+        graph.captured = None
         self._start(
             graph.key.rows, graph.segments, graph.rows
         )  # compiles, measures, finds its memory: no graph may
-        graph.generation = self._kernels.scratch.generation
+        graph.state = self._state(graph)
         graph.captured = capture(
             lambda launch: self._note(graph, launch), self._kernels.launch, self._kernels.device, self._pool
         )
         self.captures += 1
+
+    def _state(self, graph: _Graph) -> tuple[int, int]:
+        scratch = self._kernels.scratch
+        return scratch.moves, scratch.changes if graph.key.adapted else 0
 
     def _note(self, graph: _Graph, launch: Launch) -> None:
         self._tuning.frozen = True
@@ -209,8 +243,8 @@ class CudaProgram:
         key = _Key(size, splits, lora is not None)
         graph = self._graphs.pop(key, None)
         if graph is None:
-            blocks = size * -(-splits * SPLIT // self._block_size)
-            graph = _Graph(key, -1, blocks, self._kernels.device)
+            blocks = min(size, MOST_SEQS) * -(-splits * SPLIT // self._block_size)
+            graph = _Graph(key, self._rows_per_tile, blocks, self._kernels.device)
         self._graphs[key] = graph  # the last used is the last
         if len(self._graphs) > _MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]

@@ -106,7 +106,7 @@ def unpacked4(words, dtype: tl.constexpr):
     else:
         four = tl.inline_asm_elementwise(
             _UNPACK4,
-            "=r,=r,=r,=r,r",
+            "=&r,=&r,=&r,=&r,r",  # outputs are written before the input is last read
             [words],
             dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
             is_pure=True,

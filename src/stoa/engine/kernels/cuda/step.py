@@ -34,6 +34,7 @@ class StepBuffer:
             at += -(-size // _ALIGN) * _ALIGN
         self._last = list(room)[-1]
         pinned = device.type == "cuda"
+        self._sent = torch.cuda.Event() if pinned else None
         self._host = torch.empty(at, dtype=torch.uint8, pin_memory=pinned)
         self._device = torch.empty(at, dtype=torch.uint8, device=device)
         self.arrays: dict[str, NDArray[np.signedinteger]] = {}  # to be filled
@@ -44,11 +45,18 @@ class StepBuffer:
             self.arrays[name] = memory[first : first + size].view(dtype)
             self.tensors[name] = self._device[first : first + size].view(_TORCH[np.dtype(dtype)])
 
+    def await_sent(self) -> None:
+        """Before it is filled again: what was sent last has been read."""
+        if self._sent is not None:
+            self._sent.synchronize()
+
     def send(self, last: int) -> None:
         """Copies everything, of the last array the first `last` values. Returns before the copy is done."""
         first, _ = self._spans[self._last]
         end = first + last * self.arrays[self._last].itemsize
         self._device[:end].copy_(self._host[:end], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class Tuning:
         for candidate in candidates:
             try:
                 seconds = timer(lambda candidate=candidate: run(candidate))  # type: ignore[misc]
+            except torch.OutOfMemoryError:
+                raise  # of none of them in particular
             except Exception as e:  # too much shared memory, too many registers, a compiler's bug
                 error = e
                 continue

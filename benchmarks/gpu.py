@@ -103,6 +103,12 @@ def tests(place: Place) -> dict[str, Any]:
     return {"passed": done.returncode == 0, "output": done.stdout[-12000:].splitlines()}
 
 
+def early(which: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """With STOA_GPU_EARLY, which is read when kernels are loaded."""
+    os.environ["STOA_GPU_EARLY"] = which
+    return measure()
+
+
 def peft(place: Place, ways: tuple[str, ...]) -> dict[str, Any]:
     """On the folders that the engine has just served."""
     from stoa.bench.folders import model_folder
@@ -136,16 +142,24 @@ def _batch(place: Place) -> tuple[int, ...]:
 
 EAGER = ("fp32-growing", "bf16-growing", "bf16-static")
 STAGES: dict[str, dict[str, Part]] = {
-    "check": {"facts": Part(facts, 120), "tests": Part(tests, 420)},
+    "check": {
+        "facts": Part(facts, 120),
+        "tests": Part(tests, 420),
+        "early": Part(lambda p: early("lora", lambda: tests(p)), 420),
+    },
     "tune": {"bf16": Part(lambda p: p.lora(modes=("base", "distinct"), repeats=1, output_tokens=3), 540)},
     "lora": {
         "bf16": Part(lambda p: p.lora(), 400),
+        "early": Part(lambda p: early("kernels", lambda: p.lora(modes=("base", "distinct")))),
+        "beside": Part(lambda p: early("lora", lambda: p.lora(modes=("base", "distinct")))),
         "rank8": Part(lambda p: p.lora(modes=("base", "distinct"), rank=8)),
         "int8": Part(lambda p: p.lora(modes=("base", "distinct"), quantize="int8"), 400),
         "int4": Part(lambda p: p.lora(modes=("base", "distinct"), quantize="int4"), 400),
     },
     "kernels": {
         "bf16": Part(lambda p: p.kernels()),
+        "early": Part(lambda p: early("kernels", p.kernels)),
+        "beside": Part(lambda p: early("lora", p.kernels)),
         "int8": Part(lambda p: p.kernels(quantize="int8"), 400),
         "int4": Part(lambda p: p.kernels(quantize="int4"), 400),
     },

@@ -1,4 +1,4 @@
-"""Steps on nothing, before the first: kernels of a GPU are compiled and measured then, and memory that steps need is taken."""
+"""Steps on nothing, before the first: kernels are compiled and measured then, and the memory that steps need is taken."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def compile_for(capability: int, kinds: tuple[tuple[int, int, bool], ...]) -> di
     gpu = Gpu(META, "none", divmod(capability, 10), 132, 0)
     for bits, rows, decode in kinds:
         compiler.label = f"{bits}-bit {'decode' if decode else 'prefill'} {rows}"
-        kernels = CudaKernels(torch.bfloat16, gpu, Tuning(None, "none", None), compiler)
+        kernels = CudaKernels(torch.bfloat16, gpu, Tuning(None, "none", None), compiler, lora_beside=True)
         layer(kernels, bits, rows, decode=decode)
     return compiler.found
 

@@ -23,9 +23,14 @@ import torch
 
 from stoa.engine.kernels.cuda.device import find_gpu
 from stoa.engine.kernels.cuda.launch import launcher
+from stoa.errors import ConfigError
 
 if TYPE_CHECKING:
     from stoa.engine.kernels.cuda.kernels import CudaKernels
+
+# What a kernel need not wait for the one before to end: nothing; its beginning (programmatic dependent launch, from
+# Hopper on); for the base product beside LoRA, all but its last stores. Neither has been proven on a GPU yet.
+_EARLY = ("", "kernels", "lora")
 
 
 def load_cuda(dtype: torch.dtype, cache: Path | None) -> CudaKernels:
@@ -36,5 +41,8 @@ def load_cuda(dtype: torch.dtype, cache: Path | None) -> CudaKernels:
 
     timer = cold_timer(gpu.device) if gpu.device.type == "cuda" else None
     path = cache / "gpu-tuning.json" if cache is not None else None
-    early = gpu.capability >= (9, 0) and os.environ.get("STOA_GPU_EARLY") == "1"
-    return CudaKernels(dtype, gpu, Tuning(path, gpu.name, timer), launcher(early=early))
+    early = os.environ.get("STOA_GPU_EARLY", "") if gpu.capability >= (9, 0) else ""
+    if early not in _EARLY:
+        raise ConfigError(f"STOA_GPU_EARLY is {early!r}; accepted: kernels, lora, or nothing")
+    tuning, launch = Tuning(path, gpu.name, timer), launcher(early=bool(early))
+    return CudaKernels(dtype, gpu, tuning, launch, lora_beside=early == "lora")

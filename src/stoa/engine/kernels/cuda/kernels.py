@@ -38,13 +38,23 @@ class CudaKernels:
 
     owns_threads = False
 
-    def __init__(self, dtype: torch.dtype, gpu: Gpu, tuning: Tuning, launch: Launch = direct) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        gpu: Gpu,
+        tuning: Tuning,
+        launch: Launch = direct,
+        *,
+        lora_beside: bool = False,
+    ) -> None:
+        """`lora_beside`: where kernels begin early, the base product does not wait for LoRA's before it must."""
         self.dtype = dtype
         self.device = gpu.device
         self.name = gpu.kernels_name
         self.launch = launch
         self.scratch = Scratch(gpu)
         self._tuning = tuning
+        self._lora_beside = lora_beside
         self._choices: dict[tuple[Any, ...], Any] = {}
         self._rows: tuple[AttentionRows, int, DeviceRows] | None = None
         self._stager = Stager(gpu.device)
@@ -100,7 +110,16 @@ class CudaKernels:
             delta = self._lora(x, w, out, segments, index, accumulate=accumulate)
             adapted = None if delta is None else segments.adapted
         tile = self._tile(x, w, out, accumulate=accumulate)
-        self._dense(x, w, out, tile, delta, adapted, accumulate=accumulate, after_lora=after_lora)
+        self._dense(
+            x,
+            w,
+            out,
+            tile,
+            delta,
+            adapted,
+            accumulate=accumulate,
+            after_lora=after_lora and self._lora_beside,
+        )
 
     def _tile(self, x: Tensor, w: CudaLinear, out: Tensor, *, accumulate: bool) -> dense.Tile:
         rows = x.shape[0]

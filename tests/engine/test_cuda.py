@@ -85,6 +85,22 @@ def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
     assert all(after[key] is captured for key, captured in before.items())
 
 
+def test_without_graphs_steps_are_started_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver that captures nothing makes it slower, and is said so once."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(program, "capture", fail)
+    answer = drain(cuda_engine(model_folder("llama")), [request("r", PROMPT[:5], max_tokens=3)])["r", 0]
+    assert answer.tokens == reference("llama", None, PROMPT[:5], 3)[1]
+    assert [r.message for r in caplog.records] == [
+        "CUDA graphs cannot be had, steps will take longer: operation not permitted"
+    ]
+
+
 def test_a_step_without_memory_makes_a_sequence_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory in a step: the newest sequence is computed again later, and every answer is what it would be."""
     folder = model_folder("llama")

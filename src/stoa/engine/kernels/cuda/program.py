@@ -8,6 +8,7 @@ graph reads. So a graph serves every step of its size; only a longer class of co
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,6 +48,7 @@ SIZES = (
 )  # fmt: skip
 MOST_SEQS = 256  # of a step that is played
 _MOST_GRAPHS = 64  # the longest unused goes
+_log = logging.getLogger(__name__)
 
 
 class Captured(Protocol):
@@ -188,7 +190,7 @@ class CudaProgram:
         self._kernels = kernels
         self._tuning = tuning
         self._calls = calls
-        self._sizes = sizes  # of graphs, in rows
+        self._sizes = sizes  # of graphs, in rows; 0: none
         self._rows_per_tile = rows_per_tile
         self._block_size = block_size
         self._graphs: dict[_Key, _Graph] = {}
@@ -215,13 +217,21 @@ class CudaProgram:
             graph.captured.replay()
             return
         graph.captured = None
-        self._start(
-            graph.key.rows, graph.segments, graph.rows
-        )  # compiles, measures, finds its memory: no graph may
+        # compiles, measures, finds its memory: no graph may do that
+        self._start(graph.key.rows, graph.segments, graph.rows)
+        self._capture(graph)
+
+    def _capture(self, graph: _Graph) -> None:
+        """Of the step that has just been made; where it fails, steps are started one by one from then on."""
+        k = self._kernels
         graph.state = self._state(graph)
-        graph.captured = capture(
-            lambda launch: self._note(graph, launch), self._kernels.launch, self._kernels.device, self._pool
-        )
+        try:
+            graph.captured = capture(lambda launch: self._note(graph, launch), k.launch, k.device, self._pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _log.warning("CUDA graphs cannot be had, steps will take longer: %s", error)
+            self._sizes = (0,)
         self.captures += 1
 
     def _state(self, graph: _Graph) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-.PHONY: install install-test lint test test-cluster test-all check bench lines
+.PHONY: install install-test lint test test-kernels test-cluster test-all check bench lines
 
 install:          ## what serving needs
 	pip install -q -c constraints.txt -e .
@@ -15,6 +15,9 @@ lint:             ## format, lint, types, layers
 
 test:             ## fast tests
 	python -m pytest
+
+test-kernels:     ## kernels for GPUs, without one (two minutes)
+	python -m pytest -m 'interpreter and not slow' tests/engine
 
 test-cluster:     ## those that start a Ray cluster on this machine (four minutes)
 	python -m pytest -m cluster tests/cluster

@@ -20,6 +20,7 @@ def cuda_engine(folder: Path, **overrides: Any) -> Engine:
     return make_engine(folder, device="cuda", **({"max_batch_tokens": 48, "max_num_seqs": 8} | overrides))
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     "name",
     # the interpreter takes ten seconds for each
@@ -46,6 +47,7 @@ def test_every_adapter_in_one_batch_continues_like_peft(name: str) -> None:
     assert_all_returned(engine)
 
 
+@pytest.mark.interpreter
 def test_a_sequence_keeps_its_bits_in_any_company() -> None:
     """Alone or among others, in one prompt or in chunks, from a graph or not: the same log-probabilities."""
     folder = model_folder("llama")
@@ -62,6 +64,7 @@ def test_a_sequence_keeps_its_bits_in_any_company() -> None:
     assert ask(cuda_engine(folder, max_batch_tokens=13), 3) == alone
 
 
+@pytest.mark.interpreter
 def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
     """A decode step of a size is captured once, and then played for whatever adapters and pages come."""
     engine = cuda_engine(model_folder("llama"), speculation=False)
@@ -75,8 +78,8 @@ def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
         assert isinstance(found, program.CudaProgram)
         return {key: graph.captured for key, graph in found._graphs.items()}
 
-    rehearse(engine.decoder, 10, 2, engine.layout)
-    ask([3, 1])  # rank 33 on two layers, rank 16 on all: the rest is within that
+    for _ in range(2):  # memory for larger steps may still be taken in the first
+        ask([3, 1])  # rank 33 on two layers, rank 16 on all: the rest is within that
     before = graphs()
     ask([4, 0])
     ask([None, 2])
@@ -85,6 +88,7 @@ def test_graphs_serve_any_adapters_without_being_made_anew() -> None:
     assert all(after[key] is captured for key, captured in before.items())
 
 
+@pytest.mark.interpreter
 def test_without_graphs_steps_are_started_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,7 +100,7 @@ def test_without_graphs_steps_are_started_one_by_one(
     monkeypatch.setattr(program, "capture", fail)
     answer = drain(cuda_engine(model_folder("llama")), [request("r", PROMPT[:5], max_tokens=3)])["r", 0]
     assert answer.tokens == reference("llama", None, PROMPT[:5], 3)[1]
-    assert [r.message for r in caplog.records] == [
+    assert [r.message for r in caplog.records if r.name == program.__name__] == [
         "CUDA graphs cannot be had, steps will take longer: operation not permitted"
     ]
 
@@ -223,9 +227,10 @@ def test_a_model_that_does_not_fit_says_which_setting_to_lower() -> None:
         check_weights(config, model, 2, 10)
 
 
+@pytest.mark.interpreter
 def test_a_rehearsal_leaves_no_trace() -> None:
     """Steps on nothing before the first: the answer is the same, and decoding goes on from graphs."""
     engine = cuda_engine(model_folder("llama"), max_batch_tokens=5)
-    rehearse(engine.decoder, 5, 4, engine.layout)
+    rehearse(engine.decoder, 5, 2, engine.layout)
     answer = drain(engine, [request("r", PROMPT[:5], max_tokens=3)])["r", 0]
     assert answer.tokens == reference("llama", None, PROMPT[:5], 3)[1]

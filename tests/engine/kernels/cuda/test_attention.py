@@ -28,6 +28,8 @@ from stoa.engine.kernels.interface import AttentionRows, KVLayout
 from stoa.engine.kernels.reference import TorchKernels
 from tests.engine.kernels.test_kernels import DTYPES, HEADS, attention_case, attention_step, close
 
+pytestmark = pytest.mark.interpreter
+
 CPU = torch.device("cpu")
 SPLIT = 64  # small, so that short contexts have many
 WALK, SHARE, ALL = 0, 3, 1000  # multiprocessors that make one program, few, or one a split

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.interpreter
+
 MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a program can have
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 

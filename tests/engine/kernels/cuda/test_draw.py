@@ -11,6 +11,8 @@ from stoa.engine.kernels.cuda.launch import direct
 from stoa.engine.kernels.interface import DrawRow
 from stoa.engine.kernels.reference import TorchKernels
 
+pytestmark = pytest.mark.interpreter
+
 reference = TorchKernels(torch.float32)
 
 

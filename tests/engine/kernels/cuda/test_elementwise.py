@@ -16,6 +16,8 @@ from stoa.engine.kernels.interface import AttentionRows
 from stoa.engine.kernels.reference import TorchKernels
 from tests.engine.kernels.test_kernels import DTYPES, close, randn
 
+pytestmark = pytest.mark.interpreter
+
 CPU = torch.device("cpu")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -22,6 +22,8 @@ from stoa.engine.kernels.cuda.linear import (
 )
 from stoa.engine.kernels.quantize import dequantize, quantize_weight
 
+pytestmark = pytest.mark.interpreter
+
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = [(d, b) for d in DTYPES for b in (16, 8, 4)]

@@ -17,6 +17,8 @@ from stoa.engine.kernels.cuda.segments import CudaAdapter, Segments
 from stoa.engine.kernels.interface import LoraPair
 from tests.engine.kernels.test_kernels import DTYPES, SEGMENTS, adapter, close, randn
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = find_gpu().device
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SHAPES: list[tuple[int, tuple[int, ...]]] = [

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stoa.engine.kernels.interface import DrawRow
-from stoa.engine.kernels.quantize import dequantize, quantize_weight
 from stoa.engine.kernels.reference import TorchKernels
+from tests.engine.kernels.cuda.truths import lora_part, weights_of
 from tests.engine.kernels.test_kernels import DTYPES, adapter, attention_case, attention_step, pack, randn
 from tests.gpu.moved import INTERPRET, Moved
 
@@ -38,25 +38,6 @@ def close(got: Tensor, expected: Tensor, dtype: torch.dtype, bf16: float = 8e-3)
     bound = 3e-5 if dtype == torch.float32 else bf16
     assert not got.isnan().any(), "not every element was written"
     assert float((got.double() - expected.double()).abs().max()) <= bound * float(expected.abs().max())
-
-
-def weights_of(weights: list[Tensor], bits: int, dtype: torch.dtype) -> Tensor:
-    """fp32 [N, K]: what a packed weight means."""
-    if bits == 16:
-        return torch.cat(weights).to(dtype).float()
-    return torch.cat([dequantize(*quantize_weight(w, bits), bits, w.shape[1]) for w in weights])
-
-
-def lora_part(x: Tensor, splits: tuple[int, ...], pairs: Any) -> Tensor:
-    """fp32 [T, sum(splits)], with the one rounding that there is on the way."""
-    parts = []
-    for n, pair in zip(splits, pairs, strict=True):
-        if pair is None:
-            parts.append(torch.zeros(len(x), n))
-            continue
-        a, b = (m.to(x.dtype).float() for m in (pair.a, pair.b))
-        parts.append(((x.float() @ a.T) * pair.scale).to(x.dtype).float() @ b.T)
-    return torch.cat(parts, dim=1)
 
 
 @each_dtype

@@ -1,4 +1,4 @@
-"""Norms, gates, picked rows and rotations against the reference, on odd widths; a row's bits in any company."""
+"""Norms, gates and rotations against the reference, on odd widths; a row's bits in any company."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stoa.engine.kernels.cuda.elementwise import embed, gather_rows, rms_norm, silu_mul
+from stoa.engine.kernels.cuda.elementwise import rms_norm, silu_mul
 from stoa.engine.kernels.cuda.launch import direct
 from stoa.engine.kernels.cuda.rope import rope_append
 from stoa.engine.kernels.cuda.step import upload_rows
@@ -41,18 +41,6 @@ def test_norms_and_gates_equal_the_reference(dtype: torch.dtype, width: int) -> 
     silu_mul(direct, gate_up[4:5].contiguous(), alone)
     close(got, expected, dtype)
     assert torch.equal(got[4:5], alone)
-
-
-@each_dtype
-def test_rows_are_picked_from_a_table(dtype: torch.dtype) -> None:
-    """Embeddings come out as fp32; rows of an activation as they are."""
-    rng = torch.Generator().manual_seed(0)
-    table, rows = randn(rng, 11, 1030, dtype=dtype), torch.tensor([10, 0, 3, 3])
-    wide, same = torch.empty(4, 1030), torch.empty(4, 1030, dtype=dtype)
-    embed(direct, table, rows, wide)
-    gather_rows(direct, table, rows, same)
-    assert torch.equal(wide, table[rows].float())
-    assert torch.equal(same, table[rows])
 
 
 @each_dtype

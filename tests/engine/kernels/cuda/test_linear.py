@@ -20,12 +20,12 @@ from stoa.engine.kernels.cuda.linear import (
     pack_linear,
     row_class,
 )
-from stoa.engine.kernels.quantize import dequantize, quantize_weight
+from tests.engine.kernels.cuda.truths import weights_of
+from tests.engine.kernels.test_kernels import DTYPES, randn
 
 pytestmark = pytest.mark.interpreter
 
 CPU = torch.device("cpu")
-DTYPES = (torch.float32, torch.bfloat16)
 KINDS = [(d, b) for d in DTYPES for b in (16, 8, 4)]
 
 # (k, splits, bias): whole strips, odd everything, narrow parts, wide; several tiles; two and four splits of K
@@ -41,21 +41,10 @@ SHAPES: list[tuple[int, tuple[int, ...], bool]] = [
 QUICK = (SHAPES[1], SHAPES[5])
 
 
-def randn(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=rng).to(dtype)
-
-
 def close(got: Tensor, expected: Tensor, dtype: torch.dtype, bits: int = 16) -> None:
     """fp32 to 1e-5 of the largest value; bf16 to its rounding, and that of quantized weights' scales."""
     bound = 1e-5 if dtype == torch.float32 else 4e-3 if bits == 16 else 8e-3
     assert float((got.float() - expected).abs().max()) <= bound * float(expected.abs().max())
-
-
-def truth(weights: list[Tensor], bits: int, dtype: torch.dtype) -> Tensor:
-    """fp32 [N, K]: what a packed weight means."""
-    if bits == 16:
-        return torch.cat(weights).to(dtype).float()
-    return torch.cat([dequantize(*quantize_weight(w, bits), bits, w.shape[1]) for w in weights])
 
 
 def run(w: CudaLinear, x: Tensor, tile: Tile | None = None, out: Tensor | None = None, **how: Any) -> Tensor:
@@ -89,7 +78,7 @@ def test_linear_equals_fp32(dtype: torch.dtype, bits: int, shape: tuple[int, tup
     full = torch.cat([torch.zeros(n) if b is None else b for n, b in zip(splits, biases, strict=True)])
     for rows in (1, 70):
         x = randn(rng, rows, k, dtype=dtype)
-        product = F.linear(x.float(), truth(weights, bits, dtype), full)
+        product = F.linear(x.float(), weights_of(weights, bits, dtype), full)
         rounded = torch.empty(rows, w.n, dtype=dtype)
         close(run(w, x, out=rounded), product, dtype, bits)
         has = torch.arange(rows + 3, dtype=torch.int32) % 3

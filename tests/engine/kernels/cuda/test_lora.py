@@ -15,6 +15,7 @@ from stoa.engine.kernels.cuda.launch import direct
 from stoa.engine.kernels.cuda.linear import CudaLinear
 from stoa.engine.kernels.cuda.segments import CudaAdapter, Segments
 from stoa.engine.kernels.interface import LoraPair
+from tests.engine.kernels.cuda.truths import lora_part
 from tests.engine.kernels.test_kernels import DTYPES, SEGMENTS, adapter, close, randn
 
 pytestmark = pytest.mark.interpreter
@@ -61,18 +62,6 @@ def run(
     return delta.cpu()
 
 
-def truth(x: Tensor, linear: CudaLinear, pairs: list[LoraPair | None]) -> Tensor:
-    """One adapter's part of the rows, in fp32 but for the rounding of h."""
-    parts = []
-    for n, pair in zip(linear.splits, pairs, strict=True):
-        if pair is None:
-            parts.append(torch.zeros(len(x), n))
-            continue
-        a, b = (m.to(x.dtype).float() for m in (pair.a, pair.b))
-        parts.append(((x.float() @ a.T) * pair.scale).to(x.dtype).float() @ b.T)
-    return torch.cat(parts, dim=1)
-
-
 @each_dtype
 @pytest.mark.parametrize(
     ("shape", "segments"),
@@ -103,7 +92,7 @@ def test_every_row_gets_its_own_adapter(dtype: torch.dtype, shape: Any, segments
                 assert got[rows].isnan().all()
                 assert torch.equal(added[rows], base[rows])
             else:
-                expected = truth(x[rows], linear, pair)
+                expected = lora_part(x[rows], linear.splits, pair)
                 close(got[rows], expected, dtype)
                 close(added[rows], expected + base[rows], dtype)
 
@@ -118,7 +107,7 @@ def test_linears_of_one_adapter_lie_side_by_side(dtype: torch.dtype) -> None:
     packed, _memory = pack(linears, pairs, dtype)
     for index, (linear, pair) in enumerate(zip(linears, pairs, strict=True)):
         x = randn(rng, 5, linear.k, dtype=dtype)
-        close(run(x, linear, index, [0, 5], [packed]), truth(x, linear, pair), dtype)
+        close(run(x, linear, index, [0, 5], [packed]), lora_part(x, linear.splits, pair), dtype)
 
 
 @each_dtype
@@ -178,5 +167,5 @@ def test_padding_tiles_leave_no_trace() -> None:
     out = torch.full((4, 32), torch.nan, device=DEVICE)
     lora.shrink(direct, x.to(DEVICE), 1, 0, sent, h)
     lora.expand(direct, h, x.dtype, 64, (32,), 0, sent, out, EXPANDS[0], accumulate=False)
-    close(out[:2].cpu(), truth(x[:2], linear, [*pair]), torch.float32)
+    close(out[:2].cpu(), lora_part(x[:2], linear.splits, pair), torch.float32)
     assert out[2:].isnan().all()

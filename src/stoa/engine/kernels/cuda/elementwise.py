@@ -1,4 +1,4 @@
-"""Operations that read each value once: norms, gates, and rows picked from a table."""
+"""Operations that read each value once: norms and gates."""
 
 from __future__ import annotations
 
@@ -31,21 +31,6 @@ def silu_mul(launch: Launch, gate_up: Tensor, out: Tensor) -> None:
     )  # fmt: skip
 
 
-def gather_rows(launch: Launch, table: Tensor, rows: Tensor, out: Tensor) -> None:
-    """table: [N, H], rows: int64 [T] -> out: [T, H] = table[rows], in the dtype of `out`."""
-    width = table.shape[1]
-    tile = min(_PIECE, triton.next_power_of_2(width))
-    launch(
-        _gather_rows, (rows.shape[0], triton.cdiv(width, tile)), table, rows, out,
-        warps=max(1, tile // 256), stages=1, WIDTH=width, TILE=tile,
-    )  # fmt: skip
-
-
-def embed(launch: Launch, table: Tensor, token_ids: Tensor, out: Tensor) -> None:
-    """table: [V, H], token_ids: int64 [T] -> out: [T, H] fp32."""
-    gather_rows(launch, table, token_ids, out)
-
-
 @triton.jit
 def _rms_norm(x, weight, out, eps, H: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr):
     inputs_ready(EARLY)
@@ -67,13 +52,3 @@ def _silu_mul(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr, EARLY: tl.c
     small = tl.exp(-tl.abs(gate))  # never too large
     result = gate * tl.where(gate >= 0, 1.0, small) / (1.0 + small) * up
     tl.store(out + row * WIDTH + i, rounded(result, out.dtype.element_ty), mask=i < WIDTH)
-
-
-@triton.jit
-def _gather_rows(table, rows, out, WIDTH: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr):
-    inputs_ready(EARLY)
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    picked = tl.load(table + tl.load(rows + row) * WIDTH + i, mask=i < WIDTH, other=0.0)
-    result = rounded(picked.to(tl.float32), out.dtype.element_ty)
-    tl.store(out + row * WIDTH + i, result, mask=i < WIDTH)

@@ -70,7 +70,6 @@ class DeviceRows:
     count: int  # rows T, padding included
     num_tiles: int  # padding included
     num_splits: int  # of the longest context, at least
-    context_len: Tensor  # int32 [S]
     block_start: Tensor  # int32 [S + 1]
     positions: Tensor  # int32 [T]
     slots: Tensor  # int64 [T]
@@ -82,7 +81,6 @@ def rows_room(rows: int, seqs: int, tiles: int, blocks: int) -> dict[str, tuple[
     return {
         "slots": (np.int64, rows),
         "positions": (np.int32, rows),
-        "context_len": (np.int32, seqs),
         "block_start": (np.int32, seqs + 1),
         "tiles": (np.int32, 4 * tiles),
         "blocks": (np.int32, blocks),
@@ -108,8 +106,8 @@ def fill_rows(buffer: StepBuffer, rows: AttentionRows, tiles: NDArray[np.int32],
     used = np.arange(rows.block_table.shape[1]) < held[:, None]
     blocks = rows.block_table[used]
     for name, values, padding in (
-        ("slots", rows.slots, -1), ("positions", rows.positions, 0), ("context_len", rows.context_len, 0),
-        ("tiles", tiles.ravel(), 0), ("blocks", blocks, None),
+        ("slots", rows.slots, -1), ("positions", rows.positions, 0), ("tiles", tiles.ravel(), 0),
+        ("blocks", blocks, None),
     ):  # fmt: skip
         into[name][: len(values)] = values
         if padding is not None:
@@ -124,7 +122,7 @@ def device_rows(buffer: StepBuffer, count: int, num_tiles: int, longest: int) ->
     """What a filled buffer says; `longest`: tokens of the longest context."""
     t = buffer.tensors
     return DeviceRows(
-        count, num_tiles, -(-longest // SPLIT), t["context_len"], t["block_start"], t["positions"], t["slots"],
+        count, num_tiles, -(-longest // SPLIT), t["block_start"], t["positions"], t["slots"],
         t["tiles"].view(-1, 4), t["blocks"],
     )  # fmt: skip
 
